@@ -1,0 +1,123 @@
+"""A module imports only from lower layers, within a layer only in its own folder; no method imports another."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "nolabel"
+LAYERS = (
+    ("errors", "distributed"),
+    ("views", "data", "momentum", "schedules", "optim", "checkpoint"),
+    ("backbones", "heads", "losses", "run", "weights"),
+    ("methods", "evals", "plots", "report"),
+    ("train", "export"),
+    ("recipes",),
+    ("cli", "tour"),
+    ("__init__", "__main__"),
+)
+LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
+
+Module = tuple[str, ...]  # ("methods", "dino") is nolabel.methods.dino; the package itself is ("__init__",)
+
+
+def module(file: str) -> Module:
+    """`methods/dino.py` -> ("methods", "dino"), `views/__init__.py` -> ("views",)."""
+    names = tuple(file.removesuffix(".py").split("/"))
+    return names[:-1] if names[-1] == "__init__" and len(names) > 1 else names
+
+
+FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
+MODULES = {module(file) for file in FILES}
+
+
+def imports(source: str, file: str) -> Iterator[Module]:
+    """The modules of nolabel that `file` imports: at its top, inside functions, for types only."""
+    package = ("nolabel", *file.split("/")[:-1])
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            targets = [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            base += tuple(node.module.split(".")) if node.module else ()
+            targets = [(*base, alias.name) for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            if target[0] == "nolabel" and target[1:] != ("__version__",):
+                prefixes = (target[1:end] for end in range(len(target), 1, -1))
+                yield next((prefix for prefix in prefixes if prefix in MODULES), ("__init__",))
+
+
+def folder(module: Module) -> str:
+    return module[0] if (SOURCE / module[0]).is_dir() else ""
+
+
+def allowed(here: Module, there: Module) -> bool:
+    if here[0] == there[0] == "methods" and len(here) > 1:
+        return there == ("methods", "base")
+    here_layer, there_layer = LAYER[here[0]], LAYER[there[0]]
+    return there_layer < here_layer or (there_layer == here_layer and folder(here) == folder(there))
+
+
+def forbidden(source: str, file: str) -> list[str]:
+    here = module(file)
+    return [
+        f"{'.'.join(here)} imports {'.'.join(there)}"
+        for there in imports(source, file)
+        if not allowed(here, there)
+    ]
+
+
+def test_every_module_has_a_layer() -> None:
+    assert FILES
+    assert {module(file)[0] for file in FILES} <= LAYER.keys(), "say in LAYERS where the new module belongs"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_layers(file: str) -> None:
+    assert forbidden((SOURCE / file).read_text(encoding="utf-8"), file) == []
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules that the examples below import, whether or not they are written yet."""
+    files = "errors momentum heads train views/specs methods/__init__ methods/base methods/simclr plots/pca"
+    monkeypatch.setitem(globals(), "MODULES", MODULES | {module(file) for file in files.split()})
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("errors.py", "from nolabel import schedules"),
+        ("schedules.py", "import nolabel.errors as e, nolabel.views"),
+        ("schedules.py", "def f():\n    from nolabel.views import specs"),
+        ("views/specs.py", "from ..momentum import update"),
+        ("data/loader.py", "from nolabel.train import train"),
+        ("methods/dino.py", "from . import simclr"),
+        ("methods/dino.py", "from nolabel.methods.simclr import SimCLR"),
+        ("methods/dino.py", "from nolabel.methods import METHODS"),
+        ("evals/knn.py", "from nolabel.plots import pca"),
+        ("train.py", "import nolabel"),
+    ],
+)
+def test_a_forbidden_import_is_found(file: str, source: str) -> None:
+    assert len(forbidden(source, file)) == 1
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("schedules.py", "import math, torch\nfrom nolabel.errors import UsageError"),
+        ("schedules.py", "from nolabel import __version__, momentum"),
+        ("views/draw.py", "from .specs import View"),
+        ("methods/dino.py", "from nolabel.methods.base import Method\nfrom nolabel import heads"),
+        ("methods/__init__.py", "from . import base, simclr"),
+        ("__init__.py", "from nolabel.train import train"),
+    ],
+)
+def test_a_downward_import_is_allowed(file: str, source: str) -> None:
+    assert forbidden(source, file) == []

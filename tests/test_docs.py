@@ -1,0 +1,141 @@
+"""Every ```python block, and every ```bash block that starts with `nolabel`, of the README and docs/ runs.
+
+The blocks of a page run in their order, in a folder of its own that holds
+
+    photos/     images, no labels          labelled/   train/ and val/ with class folders
+    runs/a/     a run of two steps, unless the page trains it itself
+
+A comment on the line before a block changes that:
+
+    <!-- no-run: REASON -->     the block is not run
+    <!-- run-with: OPTIONS -->  options for its `nolabel train` lines that keep the test short
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+BLOCK = re.compile(
+    r"^(?:<!-- (?P<mark>no-run|run-with):(?P<text>[^\n]*)-->\n)?"
+    r"```(?P<language>python|bash)\n(?P<code>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+TINY = "--backbone vit_tiny_patch16_224 --steps 2 --batch-size 4 --workers 0"
+
+
+class Block(NamedTuple):
+    line: int
+    language: str
+    code: str
+
+
+def blocks(page: str) -> list[Block]:
+    """The blocks of a page that are to be run."""
+    found = []
+    if len(re.findall("^ *```(python|bash)", page, re.MULTILINE)) != len(BLOCK.findall(page)):
+        raise ValueError("a block is indented, or its last line is missing")
+    for match in BLOCK.finditer(page):
+        mark, text, language, code = (
+            match["mark"],
+            (match["text"] or "").strip(),
+            match["language"],
+            match["code"],
+        )
+        line = page.count("\n", 0, match.start("code"))
+        if mark and not text:
+            raise ValueError(f"line {line}: {mark} needs a text")
+        if mark == "no-run" or (language == "bash" and not code.startswith("nolabel ")):
+            continue
+        if mark == "run-with":
+            code = re.sub(r"^nolabel train .*", rf"\g<0> {text}", code, flags=re.MULTILINE)
+        found.append(Block(line, language, code))
+    return found
+
+
+def run(block: Block, folder: Path) -> None:
+    start = [sys.executable, "-c"] if block.language == "python" else ["bash", "-euc"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [*start, block.code],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (
+        f"line {block.line}: exit code {done.returncode}\n{block.code}\n{done.stdout}"
+    )
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from nolabel.data import demo
+
+    folder = tmp_path_factory.mktemp("docs")
+    demo.write(folder / "labelled", num_train=64, num_val=32, size=64, seed=0)
+    (folder / "photos").mkdir()
+    for number, image in enumerate(sorted((folder / "labelled" / "train").rglob("*.png"))):
+        shutil.copy(image, folder / "photos" / f"{number:04}.png")
+    run(Block(0, "bash", f"nolabel train dino-small photos --out runs/a {TINY}"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("page", [page.relative_to(ROOT).as_posix() for page in PAGES])
+def test_blocks_run(page: str, world: Path, tmp_path: Path) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    folder = tmp_path / "page"
+    shutil.copytree(world, folder, ignore=shutil.ignore_patterns("runs") if "--out runs/a" in text else None)
+    for block in blocks(text):
+        run(block, folder)
+
+
+@pytest.mark.parametrize("page", [page.relative_to(ROOT).as_posix() for page in PAGES])
+def test_links_between_pages(page: str) -> None:
+    """A relative link points to a file of the project."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", text):
+        assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_blocks_are_found() -> None:
+    page = """
+```python
+x = 1
+```
+<!-- no-run: takes hours -->
+```bash
+nolabel train dino photos --out runs/big
+```
+<!-- run-with: --steps 2 -->
+```bash
+nolabel train dino photos --out runs/a
+nolabel report runs/a
+```
+```bash
+make demo
+```
+```text
+nolabel
+```
+"""
+    train = "nolabel train dino photos --out runs/a --steps 2\nnolabel report runs/a\n"
+    assert blocks(page) == [Block(2, "python", "x = 1\n"), Block(10, "bash", train)]
+    with pytest.raises(ValueError, match="no-run needs a text"):
+        blocks("<!-- no-run: -->\n```python\n1 / 0\n```\n")
+    with pytest.raises(ValueError, match="indented"):
+        blocks("1. a step\n   ```python\n   1 / 0\n   ```\n")
+
+
+def test_a_failing_block_fails(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="line 3: exit code 1"):
+        run(Block(3, "python", "1 / 0"), tmp_path)

@@ -1,0 +1,29 @@
+"""Pictures of what a backbone sees: tensors in, Pillow images out."""
+
+from nolabel.plots.attention import (
+    attention_maps,
+    attention_sheet,
+    mass_mask,
+    prepare,
+    similarity_map,
+    snapshot,
+    upsample,
+)
+from nolabel.plots.colors import CATEGORICAL, colormap
+from nolabel.plots.pca import Basis, pca_basis, pca_rgb, pca_sheet
+
+__all__ = [
+    "CATEGORICAL",
+    "Basis",
+    "attention_maps",
+    "attention_sheet",
+    "colormap",
+    "mass_mask",
+    "pca_basis",
+    "pca_rgb",
+    "pca_sheet",
+    "prepare",
+    "similarity_map",
+    "snapshot",
+    "upsample",
+]

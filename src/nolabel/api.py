@@ -1,0 +1,58 @@
+"""The commands as Python functions, with the same words."""
+
+from pathlib import Path
+from typing import Any
+
+from nolabel.config import TrainConfig, read_yaml, update
+from nolabel.errors import UsageError, nearest
+from nolabel.evals.knn import KNNConfig, evaluate_knn
+from nolabel.evals.results import result_path
+from nolabel.methods import METHODS
+from nolabel.recipes import PROTOCOLS, find
+from nolabel.run import Run
+from nolabel.train import config_from
+from nolabel.train import train as run_training
+from nolabel.weights import Loaded, load_weights
+
+
+def recipe_config(name: str) -> TrainConfig[Any]:
+    """The settings of a recipe. UsageError with the nearest names for one that doesn't exist."""
+    recipe = find(name)
+    config: TrainConfig[Any] = update(TrainConfig(method=METHODS[recipe.method].Config(), recipe=name), recipe.settings)
+    return config
+
+
+def file_config(path: Path) -> TrainConfig[Any]:
+    """The settings in a config.yaml, for a new run: its `out` is left empty."""
+    return config_from(read_yaml(path) | {"out": ""}, str(path))
+
+
+def train(recipe: str, data: str | Path, out: str | Path, overwrite: bool = False, **settings: Any) -> Run:
+    """Pre-train with a recipe on the images of `data` into the new run folder `out`; blocks.
+
+    `settings` are fields of TrainConfig, groups as mappings: `epochs=10, method={"num_local": 4}`.
+    """
+    config = update(recipe_config(recipe), {**settings, "data": str(data), "out": str(out)})
+    return run_training(config, overwrite)
+
+
+def evaluate(
+    protocol: str, weights: str | Path | Run, data: str | Path, out: Path | None = None, **settings: Any
+) -> dict[str, Any]:
+    """Measure `weights` (a run or what `load_weights` takes) on labelled `data`; the result also lies in RUN/eval.
+
+    `settings` are those of the protocol, for `knn` the fields of KNNConfig.
+    """
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"There is no protocol {protocol!r}.{nearest(protocol, PROTOCOLS)}")
+    path = weights.path if isinstance(weights, Run) else Path(weights)
+    return evaluate_loaded(load_weights(path), path, data, out, KNNConfig(**settings))
+
+
+def evaluate_loaded(
+    loaded: Loaded, weights: Path, data: str | Path, out: Path | None, config: KNNConfig
+) -> dict[str, Any]:
+    """As `evaluate`, with the weights already in memory; without `out` a run's result goes to its own folder."""
+    if out is None and (weights / "config.yaml").is_file():
+        out = result_path(weights, "knn", data)
+    return evaluate_knn(loaded, data, config, out)

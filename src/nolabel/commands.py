@@ -1,0 +1,238 @@
+"""The commands that do work. Options are typed dataclasses; tyro reads them, its help is generated from them."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from nolabel import tour
+from nolabel.api import evaluate_loaded, file_config, recipe_config
+from nolabel.config import find_device
+from nolabel.data.check import as_dict, check, format_check
+from nolabel.data.decode import decode
+from nolabel.data.images import SUFFIXES, BadImage, read, scan
+from nolabel.errors import DataError, UsageError
+from nolabel.estimate import estimate, format_estimate
+from nolabel.evals.knn import KNNConfig
+from nolabel.plots import attention_sheet, pca_sheet, prepare
+from nolabel.report import report
+from nolabel.run import Run
+from nolabel.train import resume, train
+from nolabel.weights import load_weights
+
+
+def run(command: str, args: list[str]) -> None:
+    """Run one command of COMMANDS with the arguments after its name."""
+    COMMANDS[command](args)
+
+
+def _train(args: list[str]) -> None:
+    overwrite, dry = _take_flag(args, "--overwrite"), _take_flag(args, "--dry-run")
+    file = _take_value(args, "--config")
+    recipe = args.pop(0) if args and not args[0].startswith("-") and not file else None
+    if not recipe and not file:
+        print(
+            "nolabel train RECIPE DATA --out RUN [options]      start from a recipe: nolabel list recipes\n"
+            "nolabel train --config FILE [DATA] --out RUN       start from the config.yaml of another run\n\n"
+            "  --overwrite    replace the run at RUN\n"
+            "  --dry-run      only say what would happen\n\n"
+            "Every other option: nolabel train dino --help"
+        )
+        return
+    default = file_config(Path(file)) if file else recipe_config(recipe or "")
+    title = f"nolabel train {recipe or '--config FILE'}"
+    config = _parse(type(default)[type(default.method)], args, title, default)  # type: ignore[index]
+    if not (config.data and config.out):
+        raise UsageError(f"{title} DATA --out RUN: {'--out RUN' if config.data else 'DATA'} is missing.")
+    if dry:
+        print(format_estimate(config, estimate(config)))
+    else:
+        say_weights(train(config, overwrite))
+
+
+def _resume(args: list[str]) -> None:
+    found = Run(_only(args, "nolabel resume RUN"))
+    if found.status()["state"] == "done":
+        print(f"{found.path} is finished: nothing to do.", file=sys.stderr)
+    say_weights(resume(found.path))
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """k-NN accuracy of frozen features on labelled images, with the floors of raw pixels and random weights."""
+
+    weights: Positional[str]
+    """A run, a folder in timm's layout, a .safetensors file, random:BACKBONE, or a cached timm name."""
+    data: Positional[str]
+    """Labelled images: train/ with val/ or test/ of class folders, or class folders; a folder or a zip."""
+    settings: Annotated[KNNConfig, tyro.conf.arg(name="")] = KNNConfig(device="auto")
+    out: Path | None = None
+    """File for the result; by default RUN/eval/knn.json for a run, else only stdout."""
+    backbone: str | None = None
+    """timm name of a bare weight file."""
+    allow_pth: bool = False
+    """Read a .pth file from a source you trust; only its tensors."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def _eval(args: list[str]) -> None:
+    if args[:1] != ["knn"]:
+        args = ["knn", "--help"]
+    options = _parse(EvalOptions, args[1:], "nolabel eval knn")
+    loaded = load_weights(options.weights, options.backbone, options.allow_pth)
+    settings = dataclasses.replace(options.settings, device=str(find_device(options.settings.device)))
+    result = evaluate_loaded(loaded, Path(options.weights), options.data, options.out, settings)
+    print(json.dumps(result, indent=2) if options.json else tour.table(result))
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """Pictures of what a network sees, as PNG files."""
+
+    weights: Positional[str]
+    """As in `nolabel eval`."""
+    images: Positional[tuple[Path, ...]]
+    """Image files, or folders of them."""
+    out: Path
+    """Folder for the pictures."""
+    size: int | None = None
+    """Shorter side of the picture in pixels; by default 480 at 224 px, and in that proportion."""
+    keep: float = 0.6
+    """Share of the attention that the masks hold."""
+    limit: int = 32
+    """Images taken from a folder."""
+    device: str = "auto"
+    backbone: str | None = None
+    """timm name of a bare weight file."""
+    allow_pth: bool = False
+    """Read a .pth file from a source you trust; only its tensors."""
+
+
+def _show(args: list[str]) -> None:
+    kind = args[0] if args[0] in ("attention", "pca") else "attention"
+    options = _parse(ShowOptions, args[1:], f"nolabel show {kind}")
+    loaded = load_weights(options.weights, options.backbone, options.allow_pth)
+    net = loaded.backbone.to(find_device(options.device))
+    size = options.size or round(loaded.image_size * 480 / 224)
+    options.out.mkdir(parents=True, exist_ok=True)
+    pictures = [(name, prepare(image, size, net.patch_size, loaded.mean, loaded.std)) for name, image in _open(options)]
+    if kind == "pca":
+        path = options.out / "pca.png"
+        pca_sheet(net, [x for _, x in pictures], loaded.mean, loaded.std, [n for n, _ in pictures]).save(path)
+        print(path)
+        return
+    for name, x in pictures:
+        path = options.out / f"attention-{name}.png"
+        attention_sheet(net, x, loaded.mean, loaded.std, name, options.keep).save(path)
+        print(path)
+
+
+def _open(options: ShowOptions) -> list[tuple[str, Any]]:
+    """Names and pixels of the images; those that cannot be read are named on stderr."""
+    opened = []
+    for path in options.images:
+        images = scan(path) if path.is_dir() or path.suffix.lower() not in SUFFIXES else None
+        for index in range(min(len(images.names), options.limit) if images else 1):
+            name = images.names[index] if images else path.name
+            try:
+                pixels = decode(read(images, index) if images else path.read_bytes())
+            except (BadImage, OSError) as error:
+                print(f"skipped {name}: {error}", file=sys.stderr)
+                continue
+            opened.append((Path(name).stem if not images else name.rsplit(".", 1)[0].replace("/", "-"), pixels))
+    if not opened:
+        raise DataError("None of the images could be read. Expected image files or folders of them.")
+    return opened
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What is in the data, and what training will skip and why. Decodes every image."""
+
+    data: Positional[str]
+    """A folder, a zip, or a text file of paths."""
+    json: bool = False
+    """Print everything as JSON."""
+
+
+def _check(args: list[str]) -> None:
+    options = _parse(CheckOptions, args, "nolabel check")
+    found = check(options.data)
+    print(json.dumps(as_dict(found), indent=2) if options.json else format_check(found))
+
+
+def _report(args: list[str]) -> None:
+    print(report(Run(_only(args, "nolabel report RUN"))))
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """The whole tour on pictures of a small made-up world: train, measure, look, hand over the weights."""
+
+    out: Path = Path("nolabel-demo")
+    """Run folder; the pictures lie beside it in OUT-world."""
+    recipe: Literal["simclr-small", "dino-small"] = "simclr-small"
+    """SimCLR learns in minutes; DINO needs thousands of steps: give it more --minutes."""
+    minutes: float = 4.0
+    """Training time on this machine, measured before the start."""
+    seed: int = 0
+    overwrite: bool = False
+    """Replace an earlier demo at OUT."""
+
+
+def _demo(args: list[str]) -> None:
+    o = _parse(DemoOptions, args, "nolabel demo")
+    tour.demo(o.out, o.recipe, o.minutes, o.seed, o.overwrite)
+
+
+def say_weights(finished: Run) -> None:
+    """What a user needs at the end: where the weights are, and how to load them."""
+    print(tour.ending(finished))
+
+
+def _parse(kind: Any, args: Sequence[str], program: str, default: Any = None) -> Any:
+    given = {} if default is None else {"default": default}
+    return tyro.cli(kind, prog=program, args=args, **given)
+
+
+def _take_flag(args: list[str], flag: str) -> bool:
+    found = flag in args
+    if found:
+        args.remove(flag)
+    return found
+
+
+def _take_value(args: list[str], option: str) -> str | None:
+    for i, arg in enumerate(args):
+        if arg.startswith(option + "="):
+            return args.pop(i).partition("=")[2]
+        if arg == option:
+            if i + 1 == len(args):
+                raise UsageError(f"{option} takes a file.")
+            args.pop(i)
+            return args.pop(i)
+    return None
+
+
+def _only(args: Sequence[str], usage: str) -> str:
+    if len(args) != 1 or args[0].startswith("-"):
+        raise UsageError(f"Usage: {usage}")
+    return args[0]
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "resume": _resume,
+    "eval": _eval,
+    "show": _show,
+    "check": _check,
+    "report": _report,
+    "demo": _demo,
+}

@@ -1,0 +1,97 @@
+"""Settings to YAML and back. People edit these files: every value is converted by the type of its field or refused."""
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from nolabel.errors import UsageError, nearest
+
+
+def to_yaml(config: Any) -> str:
+    """The settings as YAML, in the order of the fields."""
+    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a YAML file; UsageError for anything else, for duplicate keys and for files over 1 MB."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if len(text) > 1_000_000:
+            raise UsageError(f"{path} is larger than 1 MB: that is no config.yaml of nolabel.")
+        loaded = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that also refuses duplicates
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read as settings: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{path} holds no settings: expected `name: value` lines as in RUN/config.yaml.")
+    return loaded
+
+
+def update(config: Any, values: dict[str, Any], where: str = "") -> Any:
+    """`config` with `values` (nested mappings) put in, converted to the types of the fields. Unknown names are refused."""
+    hints = typing.get_type_hints(type(config))
+    names = {f.name for f in dataclasses.fields(config)}
+    changed: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in names:
+            raise UsageError(f"There is no setting {where}{key}.{nearest(str(key), names)}")
+        current = getattr(config, key)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, dict):
+                raise UsageError(f"{where}{key} is a group of settings, not {value!r}.")
+            changed[key] = update(current, value, f"{where}{key}.")
+        else:
+            changed[key] = _convert(value, hints[key], where + key)
+    return dataclasses.replace(config, **changed)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        for option in options:
+            try:
+                return _convert(value, option, where)
+            except UsageError:
+                continue
+    elif origin is Literal:
+        if value in options:
+            return value
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        item = [options[0]] * len(value) if len(options) == 2 and options[1] is Ellipsis else list(options)
+        if len(item) == len(value):
+            return tuple(_convert(v, h, where) for v, h in zip(value, item, strict=True))
+    elif hint is type(None):
+        if value is None:
+            return None
+    elif hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-3 as a string
+        except ValueError:
+            pass
+    elif isinstance(hint, type) and type(value) is hint:
+        return value
+    raise UsageError(f"{where} cannot be {value!r}: expected {_describe(hint)}.")
+
+
+def _describe(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+class _StrictLoader(yaml.SafeLoader):
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(k, deep=True) for k, _ in node.value]
+        twice = {k for k in keys if keys.count(k) > 1}
+        if twice:
+            raise yaml.YAMLError(f"{sorted(map(str, twice))} given more than once")
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,101 @@
+"""What `auto` becomes, and which settings cannot work. All of it before the first step."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from nolabel.config.schema import TrainConfig
+from nolabel.errors import DataError, UsageError
+from nolabel.views import View
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this process. UsageError if it is asked for and absent."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"There is no device {name!r}: use auto, cpu, cuda, cuda:N or mps.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda was asked for, and torch finds no CUDA device here: use --device cpu or auto.")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return device
+
+
+def resolve(config: TrainConfig[Any], num_images: int, world_size: int, device: torch.device) -> TrainConfig[Any]:
+    """The settings without `auto`. DataError or UsageError where images, batch and processes don't fit together."""
+    _check_batch(config, num_images, world_size)
+    per_epoch = num_images // config.batch_size
+    total = config.steps or config.epochs * per_epoch
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    local = max(world_size, 1) if device.type == "cpu" else 1
+    share = config.batch_size // world_size
+    auto: dict[str, Any] = {
+        "device": device.type if device.type == "cuda" else str(device),
+        "precision": _precision(device),
+        "micro_batch": share,
+        "workers": max(1, cpus // 2 // local) if device.type == "cpu" else max(1, cpus // max(_local_world(), 1) - 1),
+        "threads": max(1, cpus // local) if device.type == "cpu" else 1,
+        "log_every": max(1, min(50, total // 200)),
+        "eval_every": max(1, total // 20),
+        "checkpoint_every": max(1, min(per_epoch, total)),
+    }
+    chosen = {name: value for name, value in auto.items() if getattr(config, name) == "auto"}
+    method = config.method.resolve(num_images, config.batch_size, total)
+    return replace(config, method=method, **chosen)
+
+
+def check(config: TrainConfig[Any], views: Sequence[View], patch_size: int | None, couples_batch: bool) -> list[str]:
+    """Refuse crops that don't fit the patches; returns warnings for what works but is not what people expect."""
+    for view in views:
+        if patch_size is not None and view.size % patch_size:
+            low, high = view.size // patch_size * patch_size, -(-view.size // patch_size) * patch_size
+            near = f"{low} or {high}" if low else str(high)
+            raise UsageError(
+                f"Crops of {view.size} px don't divide into patches of {patch_size} px ({config.backbone}).\n"
+                f"Use crops of {near} px, or another patch size: --backbone-args patch_size=N."
+            )
+    warnings = []
+    epochs_warmup = config.optim.warmup_epochs
+    if config.steps is None and epochs_warmup >= config.epochs:
+        warnings.append(f"The warm-up of {epochs_warmup:g} epochs is as long as the run: it shrinks to a tenth of it.")
+    if couples_batch and config.micro_batch != "auto" and config.micro_batch < config.batch_size:
+        warnings.append("This loss compares the images of a batch: with --micro-batch it sees fewer of them at once.")
+    return warnings
+
+
+def _check_batch(config: TrainConfig[Any], num_images: int, world_size: int) -> None:
+    size = config.batch_size
+    if size < 1 or config.epochs < 1 or (config.steps is not None and config.steps < 1):
+        raise UsageError("--batch-size, --epochs and --steps are 1 or more.")
+    if num_images < size:
+        raise DataError(
+            f"{config.data} holds {num_images} images, fewer than one batch of {size}.\n"
+            f"Use --batch-size {max(num_images // 2, 1)} or less, or more images."
+        )
+    if size % world_size:
+        raise UsageError(
+            f"--batch-size {size} does not split over {world_size} processes: use a multiple of {world_size}."
+        )
+    share = size // world_size
+    if config.micro_batch != "auto" and (config.micro_batch < 1 or share % config.micro_batch):
+        raise UsageError(
+            f"--micro-batch {config.micro_batch} does not divide the {share} images of a process and step."
+        )
+
+
+def _local_world() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def _precision(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    return "fp32"

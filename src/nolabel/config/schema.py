@@ -1,0 +1,68 @@
+"""The settings of a run: one dataclass feeds command line, Python and config.yaml."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Generic, Literal, TypeVar
+
+import tyro
+
+from nolabel.optim import OptimConfig
+from nolabel.views import IMAGENET_MEAN, IMAGENET_STD
+
+M = TypeVar("M")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Generic[M]):
+    """Settings of a training run. `auto` values are resolved before the first step and kept on resume."""
+
+    method: M
+    """Settings of the method."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer, learning rate, weight decay, clipping."""
+    recipe: Annotated[str, tyro.conf.Suppress] = ""
+    """Name of the recipe that the defaults come from."""
+    data: tyro.conf.Positional[str] = ""
+    """Folder, zip or text file of paths with the images."""
+    subfolder: str | None = None
+    """Train only on what lies below this folder of DATA, such as train."""
+    out: str = ""
+    """Run folder to create."""
+    labels: str | None = None
+    """Labelled images (class folders, or train + val) for k-NN while training; never trained on."""
+    backbone: str = "vit_small_patch16_224"
+    """timm name of the network."""
+    backbone_args: tuple[str, ...] = ()
+    """Arguments of the network as key=value, such as patch_size=4."""
+    epochs: int = 100
+    """Passes over the images."""
+    steps: int | None = None
+    """Optimizer steps, instead of epochs."""
+    batch_size: int = 1024
+    """Images an optimizer step, over all processes and micro-batches."""
+    micro_batch: int | Literal["auto"] = "auto"
+    """Images a forward pass and process; the gradients of a step are summed. auto: all at once."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    compile: bool = False
+    """torch.compile the student."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the hardware multiplies it fast, else fp32."""
+    device: str = "auto"
+    """auto: cuda, else mps, else cpu."""
+    seed: int = 0
+    workers: int | Literal["auto"] = "auto"
+    """Processes that prepare images."""
+    threads: int | Literal["auto"] = "auto"
+    """Threads of torch on the CPU; part of what makes a run repeatable bit by bit."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Subtracted from each channel of images in 0..1."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Divides each channel."""
+    log_every: int | Literal["auto"] = "auto"
+    """Steps between two lines of metrics."""
+    eval_every: int | Literal["auto"] = "auto"
+    """Steps between two evaluations (k-NN with labels, pictures)."""
+    checkpoint_every: int | Literal["auto"] = "auto"
+    """Steps between two checkpoints; auto: an epoch. Ten minutes without one make one, too."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints that are kept."""

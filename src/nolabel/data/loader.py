@@ -1,0 +1,124 @@
+"""A stream of batches of views that has no state: which images, in which order and cut how, is a function of the step.
+
+So resuming is starting at a step, and the number of workers or of processes changes no pixel.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from nolabel import distributed
+from nolabel.data.decode import BadImage, decode
+from nolabel.data.images import BadFile, Images, read
+from nolabel.errors import DataError
+from nolabel.views import View, apply, draw
+from nolabel.views.draw import generator
+
+MAX_REPLACEMENTS = 100
+
+
+class Stream(NamedTuple):
+    """Everything that decides what the batches hold."""
+
+    images: Images
+    views: tuple[View, ...]
+    seed: int
+    batch_size: int
+    """Images a step over all processes."""
+
+
+class Batch(NamedTuple):
+    """The share of one process in one step."""
+
+    views: list[Tensor]
+    """One uint8 tensor (B, 3, size, size) a view."""
+    bad: list[BadFile]
+    """Files that could not be read and were replaced."""
+
+
+def steps_per_epoch(stream: Stream) -> int:
+    """Whole batches in one pass over the images; the incomplete last one is dropped."""
+    return len(stream.images.names) // stream.batch_size
+
+
+def order(num_images: int, seed: int, epoch: int) -> Tensor:
+    """The permutation (N,) int64 of the images in an epoch."""
+    return torch.from_numpy(generator(seed, epoch).permutation(num_images))
+
+
+def samples(stream: Stream, steps: range, rank: int, world_size: int) -> Iterator[list[tuple[int, int]]]:
+    """For each step the (epoch, image) pairs of this process: its slice of the global batch."""
+    per_epoch, share = steps_per_epoch(stream), stream.batch_size // world_size
+    current, permutation = -1, torch.empty(0)
+    for step in steps:
+        epoch, position = divmod(step, per_epoch)
+        if epoch != current:
+            current, permutation = epoch, order(len(stream.images.names), stream.seed, epoch)
+        start = position * stream.batch_size + rank * share
+        yield [(epoch, int(i)) for i in permutation[start : start + share]]
+
+
+def batches(stream: Stream, steps: range, workers: int, pin_memory: bool = False) -> Iterator[Batch]:
+    """The batches of `steps` for this process. `workers` processes prepare them; 0 does it in place."""
+    loader = DataLoader(
+        _Views(stream),
+        batch_sampler=_Sampler(stream, steps, distributed.rank(), distributed.world_size()),
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+    )
+    yield from loader
+
+
+class _Sampler:
+    def __init__(self, stream: Stream, steps: range, rank: int, world_size: int) -> None:
+        self.arguments = stream, steps, rank, world_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return samples(*self.arguments)
+
+    def __len__(self) -> int:
+        return len(self.arguments[1])
+
+
+class _Views(Dataset[tuple[list[Tensor], list[BadFile]]]):
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[list[Tensor], list[BadFile]]:
+        epoch, sample = key
+        image, bad = _first_good(self.stream.images, sample)
+        height, width = image.shape[1:]
+        # A replacement keeps the random key of the slot, so a bad file changes nothing but its own slot.
+        keys = [(self.stream.seed, epoch, sample, v) for v in range(len(self.stream.views))]
+        crops = [
+            apply(image, view, draw(view, key, height, width))
+            for view, key in zip(self.stream.views, keys, strict=True)
+        ]
+        return crops, bad
+
+
+def _first_good(images: Images, sample: int) -> tuple[Tensor, list[BadFile]]:
+    """The image, or the next one in the list that can be decoded, and the bad files on the way."""
+    bad: list[BadFile] = []
+    for offset in range(MAX_REPLACEMENTS):
+        index = (sample + offset) % len(images.names)
+        data = b""
+        try:
+            data = read(images, index)
+            return decode(data), bad
+        except BadImage as error:
+            bad.append(BadFile(images.names[index], error.reason, error.detail, len(data)))
+    raise DataError(
+        f"{MAX_REPLACEMENTS} files in a row cannot be read, the first is {bad[0].name} ({bad[0].reason}: {bad[0].detail}).\n"
+        "`nolabel check DATA` lists them all."
+    )
+
+
+def _collate(items: Sequence[tuple[list[Tensor], list[BadFile]]]) -> Batch:
+    views = [torch.stack(crops) for crops in zip(*(crops for crops, _ in items), strict=True)]
+    return Batch(views, [b for _, bad in items for b in bad])

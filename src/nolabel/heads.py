@@ -1,0 +1,70 @@
+"""The networks between a backbone and a loss; thrown away after training."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Prototypes(nn.Module):
+    """Weight-normalised linear layer without bias: row k is `weight_g[k] * weight_v[k] / |weight_v[k]|`.
+
+    (B, D) to logits (B, K). With `learn_magnitude=False` every g stays 1, and the logits of unit vectors are cosines.
+    """
+
+    def __init__(self, dim: int, num_prototypes: int, learn_magnitude: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=learn_magnitude)
+        self.weight_v = nn.Parameter(nn.Linear(dim, num_prototypes, bias=False).weight.detach().clone())
+
+    def forward(self, z: Tensor) -> Tensor:
+        return F.linear(z, self.weight_g * F.normalize(self.weight_v, dim=1))
+
+
+class DINOHead(nn.Module):
+    """DINO's projection head (methods.md A1.4): MLP, L2-normalised bottleneck, prototypes. (B, D) to (B, K)."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_prototypes: int,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        num_layers: int = 3,
+        batchnorm: bool = False,
+        learn_magnitude: bool = False,
+    ) -> None:
+        super().__init__()
+        widths = [dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
+        layers: list[nn.Module] = []
+        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+            layers.append(nn.Linear(a, b))
+            if i < num_layers - 1:
+                layers += [nn.BatchNorm1d(b), nn.GELU()] if batchnorm else [nn.GELU()]
+        self.mlp = nn.Sequential(*layers)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last_layer = Prototypes(bottleneck_dim, num_prototypes, learn_magnitude)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.mlp(x)
+        return self.last_layer(F.normalize(z.float(), dim=-1).to(z.dtype))  # type: ignore[no-any-return]
+
+
+class Projector(nn.Sequential):
+    """SimCLR's projector (methods.md D3): Linear without bias + BatchNorm a layer, ReLU between, none at the end.
+
+    (B, D) to (B, out_dim). The last BatchNorm has a scale and no offset.
+    """
+
+    def __init__(self, dim: int, out_dim: int = 128, num_layers: int = 2) -> None:
+        layers: list[nn.Module] = []
+        for _ in range(num_layers - 1):
+            layers += [nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU()]
+        last = nn.BatchNorm1d(out_dim)
+        last.register_parameter("bias", None)
+        super().__init__(*layers, nn.Linear(dim, out_dim, bias=False), last)
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.01)

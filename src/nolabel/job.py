@@ -1,0 +1,96 @@
+"""A run put together: settings, method, optimizer, stream of views."""
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nolabel import distributed
+from nolabel.backbones import Backbone, backbone, parse_args
+from nolabel.config import TrainConfig, check, to_yaml, update
+from nolabel.data.images import BadFile, Images
+from nolabel.data.loader import Stream
+from nolabel.errors import UsageError
+from nolabel.methods import METHODS, Method
+from nolabel.optim import optimizer
+from nolabel.schedules import Clock
+
+Record = dict[str, Tensor | float]
+"""What one step has to say: loss and metrics, scheduled values, seconds."""
+
+
+class Job(NamedTuple):
+    """Everything a run consists of; only `method`, `optimizer` and `scaler` change while it runs."""
+
+    config: TrainConfig[Any]
+    device: torch.device
+    method: Method
+    model: nn.Module
+    """The method, wrapped for several processes."""
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    stream: Stream
+    total_steps: int
+    steps_per_epoch: int
+    bad: dict[str, BadFile]
+    """Files that could not be read so far, by name."""
+    out: Path
+
+    def clock(self, step: int) -> Clock:
+        return Clock(step, self.total_steps, self.steps_per_epoch)
+
+
+def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job:
+    """Put the parts together: method with fresh weights, optimizer, stream of views."""
+    args = parse_args(config.backbone_args)
+
+    def make_backbone(drop_path: float) -> Backbone:
+        return backbone(config.backbone, args, config.method.image_size, drop_path, config.grad_checkpointing)
+
+    torch.set_num_threads(config.threads)  # type: ignore[arg-type]
+    torch.manual_seed(config.seed)
+    method = METHODS[method_name(config)](config.method, make_backbone)
+    for warning in check(config, method.views(), method.backbone.patch_size, method.couples_batch):
+        say(f"warning: {warning}")
+    distributed.synchronize_batchnorm(method)
+    method.to(device).train()
+    if config.compile:
+        for module in method.modules():
+            if isinstance(module, Backbone):
+                module.compile_blocks()
+    model = DistributedDataParallel(method, broadcast_buffers=False) if distributed.active() else method
+    stream = Stream(images, method.views(), config.seed, config.batch_size)
+    per_epoch = len(images.names) // config.batch_size
+    total = config.steps or config.epochs * per_epoch
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    optim = optimizer(method, config.optim)
+    return Job(config, device, method, model, optim, scaler, stream, total, per_epoch, {}, Path(config.out))
+
+
+def config_from(values: dict[str, Any], where: str) -> TrainConfig[Any]:
+    """The settings in the mapping of a config.yaml. UsageError where they are none."""
+    name = values.get("method_name")
+    if name not in METHODS:
+        raise UsageError(f"{where} names no method: expected method_name to be one of {', '.join(METHODS)}.")
+    rest = {k: v for k, v in values.items() if k != "method_name"}
+    config: TrainConfig[Any] = update(TrainConfig(method=METHODS[name].Config()), rest)
+    return config
+
+
+def config_yaml(config: TrainConfig[Any]) -> str:
+    """config.yaml: the name of the method and every setting."""
+    return f"method_name: {method_name(config)}\n" + to_yaml(config)
+
+
+def method_name(config: TrainConfig[Any]) -> str:
+    """The name under which the method of these settings is known."""
+    return next(name for name, method in METHODS.items() if method.Config is type(config.method))
+
+
+def say(line: str) -> None:
+    """A line on stderr, from the main process alone."""
+    if distributed.is_main():
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,60 @@
+"""What a method is: a module whose `forward` gives the loss. The loop in `train.py` knows nothing else of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from torch import Tensor, nn
+
+from nolabel.backbones import Backbone
+from nolabel.schedules import Clock
+from nolabel.views import View
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Settings of a method; the defaults of each subclass are its paper's."""
+
+    def resolve(self, num_images: int, batch_size: int, total_steps: int) -> Self:
+        """The same settings with every `auto` replaced. Called once, before the first step of a new run."""
+        return self
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the largest view: the size to evaluate at."""
+        raise NotImplementedError
+
+
+MakeBackbone = Callable[[float], Backbone]
+"""Builds a new backbone with the given rate of drop path."""
+
+
+class Method(nn.Module):
+    """Base of all methods. `forward` collects what the step needs, `after_step` moves everything that remembers."""
+
+    Config: ClassVar[type[MethodConfig]]
+    couples_batch: ClassVar[bool] = False
+    """Whether the loss of an image depends on the others of its batch, so that splitting the batch changes it."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network to evaluate and to ship."""
+        raise NotImplementedError
+
+    def views(self) -> tuple[View, ...]:
+        """The views of an image that `forward` expects, in order."""
+        raise NotImplementedError
+
+    def forward(self, views: Sequence[Tensor], clock: Clock) -> Mapping[str, Tensor]:
+        """`views`: one normalised batch (B, 3, size, size) a view. Gives "loss" and metrics, all 0-d tensors."""
+        raise NotImplementedError
+
+    def before_step(self, clock: Clock) -> None:
+        """Between the clipping of the gradients and the optimizer step."""
+
+    def after_step(self, clock: Clock, ok: Tensor) -> None:
+        """After the optimizer step. `ok` (0-d) is 0 for a step that was not finite: then nothing may move."""
+
+    def settings(self, clock: Clock) -> Mapping[str, float]:
+        """Scheduled values of this step for the log, such as the teacher's momentum."""
+        return {}

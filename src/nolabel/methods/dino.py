@@ -1,0 +1,173 @@
+"""DINO: self-distillation with no labels (Caron et al., ICCV 2021, arXiv 2104.14294).
+
+A student sees all crops of an image and learns to predict the output of its own slow average, the teacher, which
+sees the two global ones. Centering keeps one output from winning everywhere, sharpening keeps the output from
+becoming uniform; together they prevent collapse.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from nolabel import distributed
+from nolabel.backbones import Backbone
+from nolabel.heads import DINOHead
+from nolabel.losses import dino_loss, entropy
+from nolabel.methods.base import MakeBackbone, Method, MethodConfig
+from nolabel.momentum import move_teacher
+from nolabel.schedules import Clock, cosine, linear_by_epoch
+from nolabel.views import View
+
+
+@dataclass(frozen=True)
+class DINOConfig(MethodConfig):
+    """Settings of DINO; defaults: vanilla ViT-S/16 (methods.md A2-A4)."""
+
+    global_size: int = 224
+    """Side of the two global crops in pixels."""
+    local_size: int = 96
+    """Side of the local crops in pixels."""
+    num_local: int = 8
+    """Local crops an image; 0 turns multi-crop off."""
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    """Area of a global crop as a share of the image."""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """Area of a local crop as a share of the image."""
+    num_prototypes: int | Literal["auto"] = 65536
+    """Outputs K of the head; auto: a power of two near a quarter of the images, from 512 to 65536."""
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    head_layers: int = 3
+    head_batchnorm: bool = False
+    learn_magnitude: bool = False
+    """Learn the length of the prototypes (the authors' norm_last_layer=false)."""
+    freeze_last_layer: int = 1
+    """Epochs during which the prototypes keep still."""
+    student_temp: float = 0.1
+    teacher_temp: float = 0.04
+    warmup_teacher_temp: float = 0.04
+    warmup_teacher_temp_epochs: int = 0
+    center_momentum: float = 0.9
+    momentum: float | Literal["auto"] = 0.996
+    """Momentum of the teacher at the start, 1 at the end; auto: by the length of the run, from 0.99 to 0.9995."""
+    drop_path: float = 0.1
+    """Stochastic depth of the student (ViT); the teacher has none."""
+
+    def resolve(self, num_images: int, batch_size: int, total_steps: int) -> Self:
+        prototypes = self.num_prototypes
+        if prototypes == "auto":
+            prototypes = min(max(2 ** round(_log2(num_images / 4)), 512), 65536)
+        momentum = self.momentum
+        if momentum == "auto":
+            # The teacher remembers about a sixtieth of the run (measured on short ones: docs/dino.md).
+            momentum = 1 - min(max(60 / total_steps, 0.0005), 0.01)
+        return replace(self, num_prototypes=prototypes, momentum=momentum)
+
+    @property
+    def image_size(self) -> int:
+        return self.global_size
+
+
+def _log2(x: float) -> float:
+    return torch.tensor(max(x, 1.0)).log2().item()
+
+
+class DINO(Method):
+    """See the module docstring. Student and teacher are each a backbone and a head."""
+
+    Config: ClassVar[type[MethodConfig]] = DINOConfig
+
+    def __init__(self, config: DINOConfig, make_backbone: MakeBackbone) -> None:
+        super().__init__()
+        assert isinstance(config.num_prototypes, int) and isinstance(config.momentum, float)
+        self.config, self.start_momentum = config, config.momentum
+        self.student = self._network(make_backbone(config.drop_path))
+        # Built anew rather than copied: the teacher has no drop path.
+        self.teacher = self._network(make_backbone(0.0)).requires_grad_(False)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.center: Tensor
+        self.register_buffer("center", torch.zeros(1, config.num_prototypes))
+        self._logits_sum: Tensor | None = None
+        self._num_logits = 0
+
+    def _network(self, backbone: Backbone) -> nn.ModuleDict:
+        c = self.config
+        assert isinstance(c.num_prototypes, int)
+        head = DINOHead(
+            backbone.num_features,
+            c.num_prototypes,
+            c.hidden_dim,
+            c.bottleneck_dim,
+            c.head_layers,
+            c.head_batchnorm,
+            c.learn_magnitude,
+        )
+        return nn.ModuleDict({"backbone": backbone, "head": head})
+
+    @property
+    def backbone(self) -> Backbone:
+        backbone = self.teacher["backbone"]
+        assert isinstance(backbone, Backbone)
+        return backbone
+
+    def views(self) -> tuple[View, ...]:
+        c = self.config
+        first = View(c.global_size, c.global_scale, blur=1.0)
+        second = View(c.global_size, c.global_scale, blur=0.1, solarize=0.2)
+        return (first, second, *[View(c.local_size, c.local_scale, blur=0.5)] * c.num_local)
+
+    def forward(self, views: Sequence[Tensor], clock: Clock) -> Mapping[str, Tensor]:
+        with torch.no_grad():
+            teacher_logits = logits_of(self.teacher, views[:2]).float()  # (2, B, K)
+        student_logits = logits_of(self.student, views)  # (V, B, K)
+        teacher = ((teacher_logits - self.center) / self.teacher_temp(clock)).softmax(-1)
+        loss = dino_loss(student_logits, teacher, self.config.student_temp)
+        self._collect(teacher_logits)
+        h = entropy(teacher)
+        return {"loss": loss, "teacher_entropy": h, "teacher_student_kl": loss.detach() - h}
+
+    def before_step(self, clock: Clock) -> None:
+        if clock.epoch < self.config.freeze_last_layer:
+            # None and not zero: the optimizer then skips them, with decay and moments.
+            for p in self.student["head"].last_layer.parameters():  # type: ignore[union-attr]
+                p.grad = None
+
+    @torch.no_grad()
+    def after_step(self, clock: Clock, ok: Tensor) -> None:
+        assert self._logits_sum is not None, "after_step comes after forward"
+        mean = distributed.all_mean(self._logits_sum / self._num_logits)
+        moved = self.center.lerp(mean, 1 - self.config.center_momentum)
+        self.center.copy_(torch.where(ok.bool(), moved, self.center))
+        self._logits_sum, self._num_logits = None, 0
+        move_teacher(self.teacher.parameters(), self.student.parameters(), self.momentum(clock), ok)
+
+    def teacher_temp(self, clock: Clock) -> float:
+        c = self.config
+        return linear_by_epoch(c.warmup_teacher_temp, c.teacher_temp, c.warmup_teacher_temp_epochs, clock)
+
+    def momentum(self, clock: Clock) -> float:
+        return cosine(self.start_momentum, 1.0, clock.progress)
+
+    def settings(self, clock: Clock) -> Mapping[str, float]:
+        return {"teacher_temp": self.teacher_temp(clock), "momentum": self.momentum(clock)}
+
+    def _collect(self, teacher_logits: Tensor) -> None:
+        """Keep the sum of the teacher's logits over the micro-batches of this step for the center."""
+        total = teacher_logits.sum((0, 1), dtype=torch.float32)[None]
+        self._logits_sum = total if self._logits_sum is None else self._logits_sum + total
+        self._num_logits += teacher_logits.shape[0] * teacher_logits.shape[1]
+
+
+def logits_of(network: nn.ModuleDict, views: Sequence[Tensor]) -> Tensor:
+    """Logits (V, B, K) of V views: one pass of the backbone a size, one of the head over everything."""
+    pooled: list[Tensor] = []
+    start = 0
+    for i in range(1, len(views) + 1):
+        if i == len(views) or views[i].shape[-1] != views[start].shape[-1]:
+            pooled.append(network["backbone"](torch.cat(list(views[start:i]))).pooled)
+            start = i
+    logits: Tensor = network["head"](torch.cat(pooled))
+    return logits.unflatten(0, (len(views), -1))

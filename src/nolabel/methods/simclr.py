@@ -1,0 +1,69 @@
+"""SimCLR: a simple framework for contrastive learning (Chen et al., ICML 2020, arXiv 2002.05709).
+
+Two views of an image must find each other among the views of all other images of the batch. No teacher, no queue:
+what it needs is a large batch, and it is the quickest of the methods to learn something on few images.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nolabel.backbones import Backbone
+from nolabel.heads import Projector
+from nolabel.losses import nt_xent
+from nolabel.methods.base import MakeBackbone, Method, MethodConfig
+from nolabel.schedules import Clock
+from nolabel.views import View
+
+
+@dataclass(frozen=True)
+class SimCLRConfig(MethodConfig):
+    """Settings of SimCLR; defaults: ImageNet, ResNet-50 (methods.md D3)."""
+
+    size: int = 224
+    """Side of both views in pixels."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Area of a crop as a share of the image."""
+    jitter_strength: float = 1.0
+    """Factor on the colour jitter (.8, .8, .8, .2)."""
+    blur: float = 0.5
+    """Probability of a Gaussian blur."""
+    projection_dim: int = 128
+    projector_layers: int = 2
+    """2 in the first paper, 3 in the second (arXiv 2006.10029)."""
+    temperature: float = 0.1
+
+    @property
+    def image_size(self) -> int:
+        return self.size
+
+
+class SimCLR(Method):
+    """See the module docstring."""
+
+    Config: ClassVar[type[MethodConfig]] = SimCLRConfig
+    couples_batch: ClassVar[bool] = True
+
+    def __init__(self, config: SimCLRConfig, make_backbone: MakeBackbone) -> None:
+        super().__init__()
+        self.config = config
+        self.student = make_backbone(0.0)
+        self.projector = Projector(self.student.num_features, config.projection_dim, config.projector_layers)
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.student
+
+    def views(self) -> tuple[View, ...]:
+        c = self.config
+        s = c.jitter_strength
+        view = View(c.size, c.scale, jitter=(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s), blur=c.blur)
+        return (view, view)
+
+    def forward(self, views: Sequence[Tensor], clock: Clock) -> Mapping[str, Tensor]:
+        a, b = self.projector(self.student(torch.cat(list(views))).pooled).chunk(2)
+        loss, accuracy = nt_xent(a, b, self.config.temperature)
+        return {"loss": loss, "positive_first": accuracy}

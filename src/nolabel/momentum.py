@@ -1,0 +1,24 @@
+"""The momentum teacher: a slow copy of the student, moved in one place."""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def teacher_of(student: nn.Module) -> nn.Module:
+    """An exact copy of `student` that takes no gradient."""
+    return copy.deepcopy(student).requires_grad_(False)
+
+
+@torch.no_grad()
+def move_teacher(teacher: Iterable[nn.Parameter], student: Iterable[nn.Parameter], momentum: float, ok: Tensor) -> None:
+    """teacher = momentum * teacher + (1 - momentum) * student, where `ok` (0-d, 0 or 1); otherwise nothing moves.
+
+    Parameters only: BatchNorm statistics are the teacher's own (methods of the DINO family).
+    """
+    teachers, students = list(teacher), list(student)
+    # A 0-d weight on the device: no host synchronisation, and weight 0 leaves every bit of the teacher as it is.
+    weight = (1 - momentum) * ok.float()
+    torch._foreach_lerp_(teachers, students, [weight] * len(teachers))

@@ -1,0 +1,116 @@
+"""Optimizers, their two parameter groups, per-tensor clipping and the finite check."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nolabel import distributed
+from nolabel.schedules import Clock, cosine, fit_warmup, warmup_cosine
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and schedules; defaults: DINO (methods.md A4)."""
+
+    name: Literal["adamw", "sgd", "lars"] = "adamw"
+    lr: float = 5e-4
+    """Peak learning rate for 256 images a step; scales linearly with the batch."""
+    min_lr: float = 1e-6
+    """Learning rate at the end; does not scale."""
+    warmup_epochs: float = 10
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    """Cosine from weight_decay to this over the whole run."""
+    clip_grad: float = 3.0
+    """Largest L2 norm of each parameter tensor's gradient; 0 turns clipping off."""
+    sgd_momentum: float = 0.9
+    """Momentum of SGD and LARS."""
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum and a layer-wise trust ratio (You et al. 2017): eta * |p| / |g + wd * p| a tensor.
+
+    Biases and other 1-D parameters have neither decay nor trust ratio. `found_inf` (0-d, set by the loop) skips the
+    step on the device.
+    """
+
+    found_inf: Tensor | None = None
+
+    def __init__(self, groups: list[dict[str, object]], momentum: float = 0.9, eta: float = 0.001) -> None:
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum, "eta": eta})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._move(p, p.grad, group)
+
+    def _move(self, p: Tensor, grad: Tensor, group: dict[str, float]) -> None:
+        if p.ndim > 1:
+            grad = grad.add(p, alpha=group["weight_decay"])
+            size, push = p.norm(), grad.norm()
+            trust = torch.where((size > 0) & (push > 0), group["eta"] * size / push, 1.0)
+            grad = grad * trust
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        buffer = state["momentum_buffer"]
+        moved = buffer * group["momentum"] + grad
+        ok = torch.tensor(True, device=p.device) if self.found_inf is None else self.found_inf == 0
+        buffer.copy_(torch.where(ok, moved, buffer))
+        p.copy_(torch.where(ok, p - group["lr"] * buffer, p))
+
+
+def optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer over the trainable parameters: one group with weight decay, one without (biases and 1-D)."""
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    plain = [p for n, p in named if n.endswith(".bias") or p.ndim <= 1]
+    decayed = [p for n, p in named if not (n.endswith(".bias") or p.ndim <= 1)]
+    groups: list[dict[str, object]] = [
+        {"params": decayed, "decay": True},
+        {"params": plain, "decay": False, "weight_decay": 0.0},
+    ]
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, fused=True)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=config.sgd_momentum, fused=True)
+    return LARS(groups, momentum=config.sgd_momentum)
+
+
+def set_schedules(
+    optimizer: torch.optim.Optimizer, config: OptimConfig, batch_size: int, clock: Clock
+) -> dict[str, float]:
+    """Set this step's learning rate and weight decay; returns both for the log."""
+    epochs = clock.total_steps / clock.steps_per_epoch
+    warmup = round(fit_warmup(config.warmup_epochs, epochs) * clock.steps_per_epoch)
+    lr = warmup_cosine(config.lr * batch_size / 256, config.min_lr, warmup, clock)
+    decay = cosine(config.weight_decay, config.weight_decay_end, clock.progress)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = decay if group["decay"] else 0.0
+    return {"lr": lr, "weight_decay": decay}
+
+
+@torch.no_grad()
+def clip_each(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale every gradient tensor whose own L2 norm exceeds `max_norm` down to it; 0 only measures.
+
+    Not the usual clipping of the joint norm: DINO clips tensor by tensor (methods.md A4). Returns the joint norm
+    before clipping (0-d), without a host synchronisation.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm(grads)
+    if max_norm:
+        factors = [(max_norm / (n + 1e-6)).clamp(max=1.0) for n in norms]
+        torch._foreach_mul_(grads, factors)
+    return torch.stack([n.float() for n in norms]).norm()
+
+
+def all_finite(*values: Tensor) -> Tensor:
+    """1.0 if every 0-d tensor is finite on every process, else 0.0; 0-d, on the device."""
+    bad = torch.stack([v.detach().float() for v in values]).isfinite().logical_not().any()
+    return (distributed.all_sum(bad.float()) == 0).float()

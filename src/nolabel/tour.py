@@ -1,0 +1,80 @@
+"""The demo: the whole tour on a made-up world, in minutes on a CPU."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from nolabel.api import evaluate, recipe_config
+from nolabel.config import TrainConfig, update
+from nolabel.data import demo as world
+from nolabel.data.decode import decode
+from nolabel.errors import UsageError
+from nolabel.estimate import estimate
+from nolabel.plots import attention_sheet, pca_sheet, prepare
+from nolabel.progress import duration
+from nolabel.run import Run
+from nolabel.train import train
+from nolabel.weights import load_weights
+
+NUM_TRAIN, NUM_VAL, SIZE = 6000, 1500, 32
+NETWORK = {"backbone_args": ["layers=[1,1,1,1]", "channels=[32,64,128,256]", "output_stride=8"]}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "simclr-small": {"method": {"size": 32}},
+    "dino-small": {"method": {"global_size": 32, "local_size": 16}},
+}
+
+
+def demo(out: Path, recipe: str, minutes: float, seed: int, overwrite: bool) -> None:
+    """Make the world, train for `minutes`, measure, draw, and say where everything lies."""
+    if minutes <= 0:
+        raise UsageError("--minutes is more than 0: four are enough for SimCLR, an hour for DINO.")
+    started = time.monotonic()
+    folder = out.with_name(out.name + "-world")
+    _say(f"Making a world of {NUM_TRAIN + NUM_VAL:,} pictures in {folder}: {', '.join(world.CLASSES)} ...")
+    world.write(folder, NUM_TRAIN, NUM_VAL, SIZE, seed)
+    config = _config(out, folder, recipe, seed)
+    steps = max(1, round(60 * minutes / estimate(config).seconds_per_step))
+    _say(f"Training {recipe} without labels for {minutes:g} minutes: {steps:,} steps ...")
+    run = train(update(config, {"steps": steps}), overwrite)
+    _say("Measuring ...")
+    result = evaluate("knn", run, folder, workers=1)
+    _pictures(run, folder)
+    print(table(result))
+    print(
+        f"\nThe tour took {duration(time.monotonic() - started)}. Look at {run.path}/report.html and {run.path}/pictures.\n"
+    )
+    print(ending(run))
+
+
+def table(result: dict[str, Any]) -> str:
+    """A k-NN result with its floors for people."""
+    return str(result)
+
+
+def ending(run: Run) -> str:
+    """What a user needs at the end: where the weights are, and three lines that load them."""
+    return (
+        f"The weights are in {run.path}/weights. Load them with\n\n"
+        "    import timm\n"
+        f'    model = timm.create_model("local-dir:{run.path}/weights", pretrained=True)\n'
+        "    model.eval()\n\n"
+        f"The report is {run.path}/report.html."
+    )
+
+
+def _config(out: Path, folder: Path, recipe: str, seed: int) -> TrainConfig[Any]:
+    places = {"data": str(folder / "train"), "labels": str(folder), "out": str(out), "seed": seed}
+    config: TrainConfig[Any] = update(recipe_config(recipe), NETWORK | SETTINGS[recipe] | places)
+    return config
+
+
+def _pictures(run: Run, folder: Path) -> None:
+    """Where the network looks, and its features in colours, for one picture of each class at a larger size."""
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

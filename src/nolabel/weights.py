@@ -1,0 +1,147 @@
+"""Weights out and in: the folder that `timm.create_model("local-dir:...")` opens, and every WEIGHTS argument."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import save_for_hf
+
+from nolabel.backbones import Backbone, backbone
+from nolabel.errors import DataError, UsageError
+
+
+class Loaded(NamedTuple):
+    """A backbone with the preprocessing its weights were trained with."""
+
+    backbone: Backbone
+    image_size: int
+    """Side in pixels of the (global) crops it was trained on."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    name: str
+    """What was asked for, for results and captions."""
+    fingerprint: str
+    """First 16 hex digits of the SHA-256 of all tensors."""
+
+
+def save_weights(net: Backbone, folder: Path, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Write `folder`/model.safetensors and config.json in timm's layout; the files are replaced one by one.
+
+    They hold no time and no path, so equal weights give equal bytes.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    data = {"input_size": (3, image_size, image_size), "mean": mean, "std": std, "crop_pct": 0.875}
+    save_for_hf(net.model, str(temporary), model_args=net.args, data_config=data, safe_serialization=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    umask = os.umask(0)
+    os.umask(umask)
+    for name in ("model.safetensors", "config.json"):
+        os.chmod(temporary / name, 0o666 & ~umask)  # safetensors writes 0600: colleagues could not read it
+        os.replace(temporary / name, folder / name)
+    temporary.rmdir()
+
+
+def load_weights(spec: str | Path, backbone_name: str | None = None, allow_pth: bool = False) -> Loaded:
+    """The backbone that a WEIGHTS argument names (architecture 10.10).
+
+    A run folder, a folder in timm's layout, a `.safetensors` file (or a `.pth` one with `allow_pth`) together with
+    `backbone_name`, `random:BACKBONE`, or a timm name whose weights lie in the local cache. Nothing is downloaded.
+    """
+    text = str(spec)
+    if text.startswith("random:"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = backbone(text.removeprefix("random:"))
+        return _loaded(net, text, getattr(net.model, "pretrained_cfg", {}))
+    path = Path(text)
+    for folder in (path / "weights", path):
+        if (folder / "config.json").is_file():
+            return _from_folder(folder, text)
+    if (path / "config.yaml").is_file():
+        raise UsageError(f"{path} is a run without weights yet: its first checkpoint writes {path}/weights.")
+    if path.is_file():
+        return _from_file(path, backbone_name, allow_pth)
+    if path.exists() or "/" in text or text.endswith((".safetensors", ".pth")):
+        raise UsageError(
+            f"There are no weights at {path}: neither a run, nor a folder with config.json and model.safetensors,\n"
+            "nor a .safetensors file. `random:BACKBONE` evaluates an untrained network."
+        )
+    return _from_cache(text)
+
+
+def _from_folder(folder: Path, name: str) -> Loaded:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        net = backbone(config["architecture"], config.get("model_args", {}))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder}/config.json is damaged ({error}). Copy the folder again, or resume the run."
+        ) from error
+    _fill(net, _read(folder / "model.safetensors"), folder)
+    return _loaded(net, name, config.get("pretrained_cfg", {}))
+
+
+def _from_file(path: Path, backbone_name: str | None, allow_pth: bool) -> Loaded:
+    if backbone_name is None:
+        raise UsageError(f"{path} is a bare weight file: say what it is with --backbone NAME, a timm name.")
+    if path.suffix == ".safetensors":
+        tensors = _read(path)
+    elif allow_pth:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = {k: v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
+    else:
+        raise UsageError(f"{path} is not a .safetensors file. If you trust where a .pth comes from, add --allow-pth.")
+    net = backbone(backbone_name)
+    _fill(net, tensors, path)
+    return _loaded(net, str(path), getattr(net.model, "pretrained_cfg", {}))
+
+
+def _from_cache(name: str) -> Loaded:
+    net = backbone(name)
+    offline = os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0, **net.args)
+    except Exception as error:  # the hub library has a class of its own for every kind of "not here"
+        raise UsageError(f"The weights of {name} are not in the local cache, and nolabel downloads nothing.") from error
+    finally:
+        os.environ.pop("HF_HUB_OFFLINE") if offline is None else os.environ.update(HF_HUB_OFFLINE=offline)
+    net.model.load_state_dict(model.state_dict())
+    return _loaded(net, name, model.pretrained_cfg)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(
+            f"{path} is damaged or missing ({error}). Copy it again, or resume the run that made it."
+        ) from error
+
+
+def _fill(net: Backbone, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    try:
+        net.model.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:300]
+        raise DataError(f"The tensors of {source} do not fit {net.name}: {first}") from error
+
+
+def _loaded(net: Backbone, name: str, cfg: dict[str, Any]) -> Loaded:
+    size = cfg.get("input_size", (3, 224, 224))[-1]
+    mean, std = (tuple(float(x) for x in cfg.get(k, d)) for k, d in (("mean", (0.5,) * 3), ("std", (0.5,) * 3)))
+    digest = hashlib.sha256()
+    for key, tensor in sorted(net.model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy() if tensor.ndim else str(tensor.item()).encode())
+    net.eval().requires_grad_(False)
+    return Loaded(net, size, mean, std, cfg.get("interpolation", "bicubic"), name, digest.hexdigest()[:16])  # type: ignore[arg-type]

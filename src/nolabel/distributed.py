@@ -109,8 +109,13 @@ class _AllGather(torch.autograd.Function):
 class SyncBatchNorm(nn.Module):
     """BatchNorm over the joined batch of all processes; also on the CPU, where `nn.SyncBatchNorm` raises.
 
-    Takes over the parameters and buffers of a `BatchNorm1d/2d`, so state-dict keys stay the same. Input (B, C, ...).
+    Takes over the parameters and buffers of a `BatchNorm1d/2d`, so state-dict keys stay the same. Input (B, C, ...),
+    B the same in every process.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
         super().__init__()

@@ -59,10 +59,11 @@ class LARS(torch.optim.Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
         buffer = state["momentum_buffer"]
-        moved = buffer * group["momentum"] + grad
+        # The learning rate goes into the buffer, as in SimCLR's code (methods.md D3).
+        moved = buffer * group["momentum"] + group["lr"] * grad
         ok = torch.tensor(True, device=p.device) if self.found_inf is None else self.found_inf == 0
         buffer.copy_(torch.where(ok, moved, buffer))
-        p.copy_(torch.where(ok, p - group["lr"] * buffer, p))
+        p.copy_(torch.where(ok, p - buffer, p))
 
 
 def optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -77,7 +78,10 @@ def optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, fused=True)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=config.sgd_momentum, fused=True)
+        sgd = torch.optim.SGD(groups, lr=0.0, momentum=config.sgd_momentum, fused=True)
+        for _, p in named:  # made by torch on the first step, and left uninitialised where `found_inf` skips that step
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return sgd
     return LARS(groups, momentum=config.sgd_momentum)
 
 

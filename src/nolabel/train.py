@@ -114,7 +114,7 @@ def training_step(job: Job, views: Sequence[Tensor], clock: Clock) -> Record:
     config, method, optim = job.config, job.method, job.optimizer
     torch.manual_seed(int(generator(config.seed, clock.step, distributed.rank()).integers(2**62)))
     scheduled = set_schedules(optim, config.optim, config.batch_size, clock)
-    statistics = [(b, b.clone()) for b in method.buffers() if b.is_floating_point()]
+    statistics = [(b, b.clone()) for b in method.buffers()]
     optim.zero_grad(set_to_none=True)
 
     metrics = _forward_backward(job, views, clock)

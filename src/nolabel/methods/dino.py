@@ -18,7 +18,7 @@ from nolabel.heads import DINOHead
 from nolabel.losses import dino_loss, entropy
 from nolabel.methods.base import MakeBackbone, Method, MethodConfig
 from nolabel.momentum import move_teacher
-from nolabel.schedules import Clock, cosine, linear_by_epoch
+from nolabel.schedules import Clock, cosine, fit_warmup, linear_by_epoch
 from nolabel.views import View
 
 
@@ -64,7 +64,8 @@ class DINOConfig(MethodConfig):
         if momentum == "auto":
             # The teacher remembers about a sixtieth of the run (measured on short ones: docs/dino.md).
             momentum = 1 - min(max(60 / total_steps, 0.0005), 0.01)
-        return replace(self, num_prototypes=prototypes, momentum=momentum)
+        warmup = round(fit_warmup(self.warmup_teacher_temp_epochs, total_steps / max(num_images // batch_size, 1)))
+        return replace(self, num_prototypes=prototypes, momentum=momentum, warmup_teacher_temp_epochs=warmup)
 
     @property
     def image_size(self) -> int:

@@ -1,0 +1,1 @@
+"""Evaluation protocols: pure functions of tables of features, and what fills the tables from images."""

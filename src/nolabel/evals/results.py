@@ -1,0 +1,38 @@
+"""Where results of evaluations are written: a JSON file for each protocol and data, durations beside it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nolabel.errors import StorageError
+from nolabel.run import write_json
+
+
+def result_path(run: Path, protocol: str, data: str | Path) -> Path:
+    """RUN/eval/PROTOCOL.json, or PROTOCOL-DATA.json where that holds the result on data of another name."""
+    plain = run / "eval" / f"{protocol}.json"
+    name = data_name(data)
+    try:
+        other = json.loads(plain.read_text(encoding="utf-8"))["data"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return plain
+    return plain if other == name else plain.with_name(f"{protocol}-{name}.json")
+
+
+def data_name(data: str | Path) -> str:
+    """What results call the data: the last part of its path, without `.zip` (never where it lies)."""
+    return Path(data).resolve().name.removesuffix(".zip")
+
+
+def write_result(path: Path, result: Mapping[str, Any], times: Mapping[str, Any]) -> None:
+    """Write `path`, equal bytes for equal results, and what differs from run to run in NAME.time.json beside it.
+
+    Raises StorageError.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, result)
+        write_json(path.with_suffix(".time.json"), times)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written ({error.strerror}). Choose another --out.") from error

@@ -13,9 +13,10 @@ LAYERS = (
     ("data",),  # above views: its loader cuts the crops in its workers
     ("config", "backbones", "heads", "losses", "run", "weights"),
     ("methods", "evals", "plots", "report"),
-    ("train", "logbook", "monitor", "export"),
+    ("job", "monitor", "saving", "train", "estimate"),
     ("recipes",),
-    ("cli", "tour"),
+    ("api", "tour"),
+    ("cli", "commands"),
     ("__init__", "__main__"),
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}

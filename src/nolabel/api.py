@@ -7,10 +7,10 @@ from nolabel.config import TrainConfig, read_yaml, update
 from nolabel.errors import UsageError, nearest
 from nolabel.evals.knn import KNNConfig, evaluate_knn
 from nolabel.evals.results import result_path
+from nolabel.job import config_from
 from nolabel.methods import METHODS
 from nolabel.recipes import PROTOCOLS, find
 from nolabel.run import Run
-from nolabel.train import config_from
 from nolabel.train import train as run_training
 from nolabel.weights import Loaded, load_weights
 
@@ -32,6 +32,8 @@ def train(recipe: str, data: str | Path, out: str | Path, overwrite: bool = Fals
 
     `settings` are fields of TrainConfig, groups as mappings: `epochs=10, method={"num_local": 4}`.
     """
+    if {"epochs", "steps"} <= settings.keys():
+        raise UsageError("epochs and steps both say how long to train: give one of them.")
     config = update(recipe_config(recipe), {**settings, "data": str(data), "out": str(out)})
     return run_training(config, overwrite)
 

@@ -29,11 +29,11 @@ class Features(NamedTuple):
 class Backbone(nn.Module):
     """A timm network without its classifier. `model` is the timm module: its state dict is what we ship."""
 
-    def __init__(self, model: nn.Module, name: str, args: Mapping[str, Any]) -> None:
+    def __init__(self, model: Any, name: str, args: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = model
         self.name, self.args = name, dict(args)
-        self.num_features = int(model.num_features)  # type: ignore[arg-type]
+        self.num_features = int(model.num_features)
         embed = getattr(model, "patch_embed", None)
         size = getattr(embed, "patch_size", None)
         self.patch_size: int | None = size[0] if isinstance(size, tuple) else size
@@ -43,13 +43,13 @@ class Backbone(nn.Module):
         self._check_size(x)
         if self.patch_size is None:  # a CNN: channels last makes convolutions 1.4 to 2.6 times faster, also on the CPU
             x = x.contiguous(memory_format=torch.channels_last)
-        out = self.model.forward_features(x)  # type: ignore[operator]
-        pooled = self.model.forward_head(out, pre_logits=True)  # type: ignore[operator]
+        out = self.model.forward_features(x)
+        pooled = self.model.forward_head(out, pre_logits=True)
         if out.dim() == 4:
             if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
                 out = out.permute(0, 3, 1, 2)
             return Features(pooled, out.flatten(2).transpose(1, 2), (out.shape[2], out.shape[3]))
-        patches = out[:, self.model.num_prefix_tokens :]  # type: ignore[misc]
+        patches = out[:, self.model.num_prefix_tokens :]
         return Features(pooled, patches, self._grid(x, patches.shape[1]))
 
     @property
@@ -65,18 +65,18 @@ class Backbone(nn.Module):
         if not self.has_attention:
             raise UsageError(f"{self.name} has no class token whose attention could be shown: use a ViT.")
         self._check_size(x)
-        attn = self.model.blocks[-1].attn  # type: ignore[index,union-attr]
+        attn = self.model.blocks[-1].attn
         seen: list[Tensor] = []
-        handle = attn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))  # type: ignore[union-attr,operator]
+        handle = attn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
-            self.model.forward_features(x)  # type: ignore[operator]
+            self.model.forward_features(x)
         finally:
             handle.remove()
         tokens = seen[0]
-        qkv = attn.qkv(tokens).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)  # type: ignore[operator,union-attr]
-        q, k = attn.q_norm(qkv[0]), attn.k_norm(qkv[1])  # type: ignore[operator,union-attr]
-        weights = ((q[:, :, :1] * attn.scale) @ k.transpose(-2, -1)).float().softmax(-1)  # type: ignore[union-attr,operator]
-        patches = weights[:, :, 0, self.model.num_prefix_tokens :]  # type: ignore[misc]
+        qkv = attn.qkv(tokens).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = attn.q_norm(qkv[0]), attn.k_norm(qkv[1])
+        weights = ((q[:, :, :1] * attn.scale) @ k.transpose(-2, -1)).float().softmax(-1)
+        patches = weights[:, :, 0, self.model.num_prefix_tokens :]
         return patches, self._grid(x, patches.shape[-1])
 
     def compile_blocks(self) -> None:
@@ -95,7 +95,7 @@ class Backbone(nn.Module):
         p = self.patch_size
         if p is not None and (x.shape[-2] % p or x.shape[-1] % p):
             raise UsageError(
-                f"{self.name} cuts images into patches of {p} px, and {x.shape[-2]}x{x.shape[-1]} is no multiple of it.\n"
+                f"{self.name} cuts images into patches of {p} px, and {x.shape[-2]}x{x.shape[-1]} is no multiple.\n"
                 f"Use a size such as {max(x.shape[-2] // p, 1) * p}."
             )
 
@@ -130,9 +130,10 @@ def backbone(
         raise UsageError(f"timm could not build {name} with {options}: {error}") from error
     if isinstance(model, VisionTransformer):
         _initialize_vit(model)
+    net = Backbone(model, name, {k: v for k, v in options.items() if k != "drop_path_rate"})
     if grad_checkpointing:
-        model.set_grad_checkpointing()
-    return Backbone(model, name, {k: v for k, v in options.items() if k != "drop_path_rate"})
+        net.model.set_grad_checkpointing()
+    return net
 
 
 def _is_plain_vit(name: str) -> bool:
@@ -159,7 +160,12 @@ def parse_args(pairs: tuple[str, ...]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             raise UsageError(f"--backbone-args takes key=value pairs such as patch_size=4, not {pair!r}.")
-        loaded = yaml.safe_load(value)
+        try:
+            loaded = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(
+                f"--backbone-args {pair!r} has no readable value: {str(error).splitlines()[0]}."
+            ) from error
         parsed[key] = tuple(loaded) if isinstance(loaded, list) else loaded
     return parsed
 

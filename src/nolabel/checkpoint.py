@@ -59,7 +59,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
 
 def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, or None, and a line for each one that was damaged and set aside."""
-    damaged = []
+    damaged: list[str] = []
     for path in list(_newest_first(folder)):
         problem = verify(path)
         if problem is None:
@@ -91,7 +91,7 @@ def verify(path: Path) -> str | None:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state as flat `parameter/slot` tensors."""
-    names = {p: n for n, p in module.named_parameters()}
+    names: dict[Tensor, str] = {p: n for n, p in module.named_parameters()}
     return {
         f"{names[p]}/{slot}": value.detach().clone()
         for p, slots in optimizer.state.items()

@@ -45,6 +45,8 @@ def _train(args: list[str]) -> None:
             "Every other option: nolabel train dino --help"
         )
         return
+    if any(a.split("=")[0] == "--epochs" for a in args) and any(a.split("=")[0] == "--steps" for a in args):
+        raise UsageError("--epochs and --steps both say how long to train: give one of them.")
     default = file_config(Path(file)) if file else recipe_config(recipe or "")
     title = f"nolabel train {recipe or '--config FILE'}"
     config = _parse(type(default)[type(default.method)], args, title, default)  # type: ignore[index]
@@ -71,7 +73,9 @@ class EvalOptions:
     """A run, a folder in timm's layout, a .safetensors file, random:BACKBONE, or a cached timm name."""
     data: Positional[str]
     """Labelled images: train/ with val/ or test/ of class folders, or class folders; a folder or a zip."""
-    settings: Annotated[KNNConfig, tyro.conf.arg(name="")] = KNNConfig(device="auto")
+    settings: Annotated[KNNConfig, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=lambda: KNNConfig(device="auto")
+    )
     out: Path | None = None
     """File for the result; by default RUN/eval/knn.json for a run, else only stdout."""
     backbone: str | None = None
@@ -121,8 +125,8 @@ def _show(args: list[str]) -> None:
     loaded = load_weights(options.weights, options.backbone, options.allow_pth)
     net = loaded.backbone.to(find_device(options.device))
     size = options.size or round(loaded.image_size * 480 / 224)
-    options.out.mkdir(parents=True, exist_ok=True)
     pictures = [(name, prepare(image, size, net.patch_size, loaded.mean, loaded.std)) for name, image in _open(options)]
+    options.out.mkdir(parents=True, exist_ok=True)
     if kind == "pca":
         path = options.out / "pca.png"
         pca_sheet(net, [x for _, x in pictures], loaded.mean, loaded.std, [n for n, _ in pictures]).save(path)
@@ -138,6 +142,8 @@ def _open(options: ShowOptions) -> list[tuple[str, Any]]:
     """Names and pixels of the images; those that cannot be read are named on stderr."""
     opened = []
     for path in options.images:
+        if not path.exists():
+            raise DataError(f"{path} does not exist. Expected image files or folders of them.")
         images = scan(path) if path.is_dir() or path.suffix.lower() not in SUFFIXES else None
         for index in range(min(len(images.names), options.limit) if images else 1):
             name = images.names[index] if images else path.name

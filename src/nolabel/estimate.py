@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nolabel.config import TrainConfig, find_device, resolve
+from nolabel.config import TrainConfig, find_device, known, resolve
 from nolabel.data.images import scan
 from nolabel.data.loader import batches
 from nolabel.job import build
@@ -40,7 +40,7 @@ def estimate(config: TrainConfig[Any]) -> Estimate:
     job = build(config, images, device)
     seconds = []
     started = time.monotonic()
-    for step, batch in enumerate(batches(job.stream, range(WARMUP_STEPS + MEASURED_STEPS), config.workers)):
+    for step, batch in enumerate(batches(job.stream, range(WARMUP_STEPS + MEASURED_STEPS), known(config.workers))):
         views = [normalize(v.to(device), config.mean, config.std) for v in batch.views]
         training_step(job, views, job.clock(step))
         if device.type == "cuda":
@@ -65,12 +65,15 @@ def estimate(config: TrainConfig[Any]) -> Estimate:
 def format_estimate(config: TrainConfig[Any], e: Estimate) -> str:
     """The estimate for people."""
     kept = config.keep_checkpoints + 1
-    return "\n".join(
-        [
-            f"{e.num_images:,} images, {e.steps_per_epoch:,} steps of {config.batch_size} an epoch, {e.total_steps:,} in all",
-            f"{config.backbone}: {e.backbone_parameters / 1e6:.1f} M parameters to keep, {e.method_parameters / 1e6:.1f} M in training",
-            f"memory {e.memory_bytes / 2**30:.1f} GiB, disk {kept * e.checkpoint_bytes / 2**30:.2f} GiB for {kept} checkpoints",
-            f"{config.batch_size / e.seconds_per_step:.0f} images/s here: {duration(e.total_steps * e.seconds_per_step)} "
-            f"in all (median of {MEASURED_STEPS} measured steps)",
-        ]
+    rate, total = config.batch_size / e.seconds_per_step, e.total_steps * e.seconds_per_step
+    million = 1e6
+    lines = (
+        f"images   {e.num_images:,}",
+        f"steps    {e.total_steps:,} of {config.batch_size} images, {e.steps_per_epoch:,} an epoch",
+        f"network  {config.backbone}, {e.backbone_parameters / million:.1f} M parameters to keep, "
+        f"{e.method_parameters / million:.1f} M in training",
+        f"memory   {e.memory_bytes / 2**30:.1f} GiB",
+        f"disk     {kept * e.checkpoint_bytes / 2**30:.2f} GiB for {kept} checkpoints",
+        f"time     {duration(total)} at {rate:.0f} images/s (median of {MEASURED_STEPS} steps measured here)",
     )
+    return "\n".join(lines)

@@ -1,5 +1,7 @@
 """The networks between a backbone and a loss; thrown away after training."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,7 +38,7 @@ class DINOHead(nn.Module):
         super().__init__()
         widths = [dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (a, b) in enumerate(pairwise(widths)):
             layers.append(nn.Linear(a, b))
             if i < num_layers - 1:
                 layers += [nn.BatchNorm1d(b), nn.GELU()] if batchnorm else [nn.GELU()]

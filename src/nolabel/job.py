@@ -10,8 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nolabel import distributed
 from nolabel.backbones import Backbone, backbone, parse_args
-from nolabel.config import TrainConfig, check, to_yaml, update
-from nolabel.data.images import BadFile, Images
+from nolabel.config import TrainConfig, check, known, to_yaml, update
+from nolabel.data.images import BadFile, Images, LabelledImages, scan_labelled
 from nolabel.data.loader import Stream
 from nolabel.errors import UsageError
 from nolabel.methods import METHODS, Method
@@ -35,6 +35,8 @@ class Job(NamedTuple):
     stream: Stream
     total_steps: int
     steps_per_epoch: int
+    labelled: dict[str, LabelledImages] | None
+    """What k-NN is measured on while training."""
     bad: dict[str, BadFile]
     """Files that could not be read so far, by name."""
     out: Path
@@ -50,10 +52,13 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
     def make_backbone(drop_path: float) -> Backbone:
         return backbone(config.backbone, args, config.method.image_size, drop_path, config.grad_checkpointing)
 
-    torch.set_num_threads(config.threads)  # type: ignore[arg-type]
+    torch.set_num_threads(known(config.threads))
     torch.manual_seed(config.seed)
     method = METHODS[method_name(config)](config.method, make_backbone)
-    for warning in check(config, method.views(), method.backbone.patch_size, method.couples_batch):
+    couples = method.couples_batch or any(
+        isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in method.modules()
+    )
+    for warning in check(config, method.views(), method.backbone.patch_size, couples):
         say(f"warning: {warning}")
     distributed.synchronize_batchnorm(method)
     method.to(device).train()
@@ -67,7 +72,8 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
     total = config.steps or config.epochs * per_epoch
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     optim = optimizer(method, config.optim)
-    return Job(config, device, method, model, optim, scaler, stream, total, per_epoch, {}, Path(config.out))
+    labelled = scan_labelled(config.labels) if config.labels else None
+    return Job(config, device, method, model, optim, scaler, stream, total, per_epoch, labelled, {}, Path(config.out))
 
 
 def config_from(values: dict[str, Any], where: str) -> TrainConfig[Any]:

@@ -23,7 +23,8 @@ def dino_loss(student: Tensor, teacher: Tensor, student_temp: float) -> Tensor:
 
 def entropy(p: Tensor) -> Tensor:
     """Mean entropy in nats of probabilities (..., K), a 0-d tensor."""
-    return -torch.special.xlogy(p, p).sum(-1).mean()
+    h: Tensor = -torch.special.xlogy(p, p).sum(-1).mean()
+    return h
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

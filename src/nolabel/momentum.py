@@ -18,7 +18,8 @@ def move_teacher(teacher: Iterable[nn.Parameter], student: Iterable[nn.Parameter
 
     Parameters only: BatchNorm statistics are the teacher's own (methods of the DINO family).
     """
-    teachers, students = list(teacher), list(student)
+    teachers: list[Tensor] = list(teacher)
+    students: list[Tensor] = list(student)
     # A 0-d weight on the device: no host synchronisation, and weight 0 leaves every bit of the teacher as it is.
     weight = (1 - momentum) * ok.float()
     torch._foreach_lerp_(teachers, students, [weight] * len(teachers))

@@ -8,11 +8,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from nolabel.backbones import Backbone
-from nolabel.config import TrainConfig
+from nolabel.config import known
 from nolabel.data.decode import BadImage, decode
-from nolabel.data.images import Images, read, scan_labelled
+from nolabel.data.images import Images, read
 from nolabel.data.loader import order
 from nolabel.evals import knn
+from nolabel.job import Job
 from nolabel.plots.attention import snapshot
 from nolabel.views import normalize
 
@@ -30,11 +31,12 @@ class Monitor(NamedTuple):
     device: torch.device
 
 
-def monitor(config: TrainConfig[object], images: Images, size: int, device: torch.device) -> Monitor:
+def monitor(job: Job) -> Monitor:
     """Choose and decode the images."""
-    workers = config.workers if isinstance(config.workers, int) else 0
-    labelled = knn.monitor_images(scan_labelled(config.labels), size, workers=workers) if config.labels else None
-    return Monitor(labelled, _pictures(images, size, config.seed), config.mean, config.std, device)
+    config, size = job.config, job.config.method.image_size
+    labelled = knn.monitor_images(job.labelled, size, workers=known(config.workers)) if job.labelled else None
+    pictures = _pictures(job.stream.images, size, config.seed)
+    return Monitor(labelled, pictures, config.mean, config.std, job.device)
 
 
 def accuracy(m: Monitor, backbone: Backbone) -> float | None:

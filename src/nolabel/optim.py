@@ -111,10 +111,12 @@ def clip_each(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     if max_norm:
         factors = [(max_norm / (n + 1e-6)).clamp(max=1.0) for n in norms]
         torch._foreach_mul_(grads, factors)
-    return torch.stack([n.float() for n in norms]).norm()
+    joint: Tensor = torch.stack([n.float() for n in norms]).norm()
+    return joint
 
 
 def all_finite(*values: Tensor) -> Tensor:
     """1.0 if every 0-d tensor is finite on every process, else 0.0; 0-d, on the device."""
     bad = torch.stack([v.detach().float() for v in values]).isfinite().logical_not().any()
-    return (distributed.all_sum(bad.float()) == 0).float()
+    ok: Tensor = distributed.all_sum(bad.float()) == 0
+    return ok.float()

@@ -19,7 +19,7 @@ from nolabel.weights import save_weights
 
 
 def checkpoint(job: Job, done: int, window: Sequence[Record]) -> None:
-    """Save the state after `done` steps, and the weights as they are now. All processes call it, the main one writes."""
+    """Save the state after `done` steps and the weights. All processes call it, the main one writes."""
     if distributed.is_main():
         state = {
             "step": done,

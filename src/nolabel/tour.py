@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from nolabel.api import evaluate, recipe_config
 from nolabel.config import TrainConfig, update
 from nolabel.data import demo as world
-from nolabel.data.decode import decode
 from nolabel.errors import UsageError
 from nolabel.estimate import estimate
 from nolabel.plots import attention_sheet, pca_sheet, prepare
@@ -20,7 +18,7 @@ from nolabel.run import Run
 from nolabel.train import train
 from nolabel.weights import load_weights
 
-NUM_TRAIN, NUM_VAL, SIZE = 6000, 1500, 32
+NUM_TRAIN, NUM_VAL, SIZE, PICTURE = 6000, 1500, 32, 96
 NETWORK = {"backbone_args": ["layers=[1,1,1,1]", "channels=[32,64,128,256]", "output_stride=8"]}
 SETTINGS: dict[str, dict[str, Any]] = {
     "simclr-small": {"method": {"size": 32}},
@@ -42,17 +40,26 @@ def demo(out: Path, recipe: str, minutes: float, seed: int, overwrite: bool) -> 
     run = train(update(config, {"steps": steps}), overwrite)
     _say("Measuring ...")
     result = evaluate("knn", run, folder, workers=1)
-    _pictures(run, folder)
+    _pictures(run, seed)
     print(table(result))
-    print(
-        f"\nThe tour took {duration(time.monotonic() - started)}. Look at {run.path}/report.html and {run.path}/pictures.\n"
-    )
+    took = duration(time.monotonic() - started)
+    print(f"\nThe tour took {took}. Look at {run.path}/report.html and {run.path}/pictures.\n")
     print(ending(run))
 
 
 def table(result: dict[str, Any]) -> str:
-    """A k-NN result with its floors for people."""
-    return str(result)
+    """A k-NN result with its floors for people: accuracy in percent, a column for each k."""
+    ks = list(result["metrics"]["top1"])
+    rows = [
+        ("raw pixels", result["floor"].get("raw_pixels")),
+        ("untrained network", result["floor"].get("random_weights")),
+    ]
+    rows = [(name, row) for name, row in rows if row] + [("trained network", result["metrics"])]
+    lines = [f"{'k-NN accuracy, %':<20}" + "".join(f"{'k = ' + k:>10}" for k in ks)]
+    lines += [f"{name:<20}" + "".join(f"{row['top1'][k]:>10.1f}" for k in ks) for name, row in rows]
+    d = result["data"]
+    lines.append(f"{d['name']}: {d['num_classes']} classes, reported on {d['reported_on']}")
+    return "\n".join(lines + [f"note: {note}" for note in result["notes"]])
 
 
 def ending(run: Run) -> str:
@@ -72,8 +79,18 @@ def _config(out: Path, folder: Path, recipe: str, seed: int) -> TrainConfig[Any]
     return config
 
 
-def _pictures(run: Run, folder: Path) -> None:
-    """Where the network looks, and its features in colours, for one picture of each class at a larger size."""
+def _pictures(run: Run, seed: int) -> None:
+    """Where the network looks and its features in colours, for a new picture of each class at a larger size."""
+    loaded = load_weights(run.path)
+    net, folder = loaded.backbone, run.path / "pictures"
+    folder.mkdir(exist_ok=True)
+    drawn = [
+        torch.from_numpy(world.render(i, 10**6 + seed, PICTURE)[0]).permute(2, 0, 1) for i in range(len(world.CLASSES))
+    ]
+    ready = [prepare(image, PICTURE, net.patch_size, loaded.mean, loaded.std) for image in drawn]
+    pca_sheet(net, ready, loaded.mean, loaded.std, world.CLASSES).save(folder / "pca.png")
+    for name, image in zip(world.CLASSES, ready, strict=True):
+        attention_sheet(net, image, loaded.mean, loaded.std, name).save(folder / f"attention-{name}.png")
 
 
 def _say(line: str) -> None:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nolabel import distributed, run, saving
 from nolabel import monitor as watch
-from nolabel.config import TrainConfig, find_device, read_yaml, resolve
+from nolabel.config import TrainConfig, find_device, known, read_yaml, resolve
 from nolabel.data.images import BadFile, scan, too_many_bad
 from nolabel.data.loader import batches
 from nolabel.errors import DataError, NumericError
@@ -72,11 +72,11 @@ def resume(path: str | Path) -> run.Run:
 def loop(job: Job, first_step: int, window: list[Record]) -> None:
     """All steps from `first_step` on, with what is looked at and written between them."""
     config, main = job.config, distributed.is_main()
-    watched = watch.monitor(config, job.stream.images, config.method.image_size, job.device) if main else None
+    watched = watch.monitor(job) if main else None
     if watched and first_step == 0:
         _look(job, watched, 0)
     steps = range(first_step, job.total_steps)
-    stream = batches(job.stream, steps, config.workers, job.device.type == "cuda")
+    stream = batches(job.stream, steps, known(config.workers), job.device.type == "cuda")
     saved = time.monotonic()
     with progress(first_step, job.total_steps, main) as show, caught() as signal_number:
         for step in steps:
@@ -88,18 +88,18 @@ def loop(job: Job, first_step: int, window: list[Record]) -> None:
             window.append({**values, "seconds": time.monotonic() - started, "waited": waited})
 
             done = step + 1
-            last, log = done == job.total_steps, done % config.log_every == 0
+            last, log = done == job.total_steps, done % known(config.log_every) == 0
             _note_bad_files(job, batch.bad, done)
             if last or log:
                 show(done, _log(job, window, done))
                 window = []
-            if watched and (last or done % config.eval_every == 0):
+            if watched and (last or done % known(config.eval_every) == 0):
                 show(done, _look(job, watched, done))
             # Processes agree on stopping at log steps; asking at every step would cost a synchronisation.
             number = signal_number() if log or not distributed.active() else 0
             stop = distributed.any_process(number != 0, job.device) if log else number != 0
             late = not distributed.active() and time.monotonic() - saved > CHECKPOINT_SECONDS
-            if last or stop or late or done % config.checkpoint_every == 0:
+            if last or stop or late or done % known(config.checkpoint_every) == 0:
                 saving.checkpoint(job, done, window)
                 saved = time.monotonic()
             if stop and not last:
@@ -138,7 +138,7 @@ def training_step(job: Job, views: Sequence[Tensor], clock: Clock) -> Record:
 
 def _forward_backward(job: Job, views: Sequence[Tensor], clock: Clock) -> dict[str, Tensor]:
     """Mean metrics and accumulated gradients over the micro-batches of the step."""
-    pieces = [v.split(job.config.micro_batch) for v in views]
+    pieces = [torch.split(v, known(job.config.micro_batch)) for v in views]
     number = len(pieces[0])
     dtype = DTYPES[job.config.precision]
     total: dict[str, Tensor] = {}
@@ -157,8 +157,8 @@ def _facts(job: Job, metrics: Mapping[str, Tensor], norm: Tensor, clock: Clock, 
     bad = [n for n, p in job.method.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     where = f"gradients of {len(bad)} tensors, first {bad[0]}" if bad else "no gradient"
     return (
-        f"The loss or a gradient is not finite at step {clock.step}: loss {metrics['loss'].item():.4g}, "
-        f"gradient norm {norm.item():.4g}, learning rate {scheduled['lr']:.3g}, {job.config.precision}; not finite: {where}.\n"
+        f"The loss or a gradient is not finite at step {clock.step}: loss {metrics['loss'].item():.4g}, gradient norm "
+        f"{norm.item():.4g}, learning rate {scheduled['lr']:.3g}, {job.config.precision}; not finite: {where}.\n"
         "Nothing has moved in this step; the last checkpoint is good. "
         "Try a lower --optim.lr, --precision fp32, or --optim.clip-grad 0.3."
     )

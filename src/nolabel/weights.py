@@ -81,8 +81,10 @@ def load_weights(spec: str | Path, backbone_name: str | None = None, allow_pth: 
 def _from_folder(folder: Path, name: str) -> Loaded:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        net = backbone(config["architecture"], config.get("model_args", {}))
-    except (ValueError, KeyError, TypeError) as error:
+        args = {k: tuple(v) if isinstance(v, list) else v for k, v in config.get("model_args", {}).items()}
+        args.pop("num_classes", None)
+        net = backbone(config["architecture"], args)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{folder}/config.json is damaged ({error}). Copy the folder again, or resume the run."
         ) from error
@@ -110,7 +112,7 @@ def _from_cache(name: str) -> Loaded:
     offline = os.environ.get("HF_HUB_OFFLINE")
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0, **net.args)
+        model: Any = timm.create_model(name, pretrained=True, num_classes=0, **net.args)
     except Exception as error:  # the hub library has a class of its own for every kind of "not here"
         raise UsageError(f"The weights of {name} are not in the local cache, and nolabel downloads nothing.") from error
     finally:

@@ -31,7 +31,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def update(config: Any, values: dict[str, Any], where: str = "") -> Any:
-    """`config` with `values` (nested mappings) put in, converted to the types of the fields. Unknown names are refused."""
+    """`config` with `values` (nested mappings), converted to the types of the fields. Unknown names are refused."""
     hints = typing.get_type_hints(type(config))
     names = {f.name for f in dataclasses.fields(config)}
     changed: dict[str, Any] = {}

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -50,6 +50,12 @@ def resolve(config: TrainConfig[Any], num_images: int, world_size: int, device: 
     return replace(config, method=method, **chosen)
 
 
+def known(value: int | Literal["auto"]) -> int:
+    """A setting after `resolve`."""
+    assert value != "auto", "resolve comes first"
+    return value
+
+
 def check(config: TrainConfig[Any], views: Sequence[View], patch_size: int | None, couples_batch: bool) -> list[str]:
     """Refuse crops that don't fit the patches; returns warnings for what works but is not what people expect."""
     for view in views:
@@ -65,7 +71,7 @@ def check(config: TrainConfig[Any], views: Sequence[View], patch_size: int | Non
     if config.steps is None and epochs_warmup >= config.epochs:
         warnings.append(f"The warm-up of {epochs_warmup:g} epochs is as long as the run: it shrinks to a tenth of it.")
     if couples_batch and config.micro_batch != "auto" and config.micro_batch < config.batch_size:
-        warnings.append("This loss compares the images of a batch: with --micro-batch it sees fewer of them at once.")
+        warnings.append("The loss or BatchNorm compares the images of a batch: with --micro-batch it sees fewer at once.")
     return warnings
 
 

@@ -114,7 +114,7 @@ def _first_good(images: Images, sample: int) -> tuple[Tensor, list[BadFile]]:
         except BadImage as error:
             bad.append(BadFile(images.names[index], error.reason, error.detail, len(data)))
     raise DataError(
-        f"{MAX_REPLACEMENTS} files in a row cannot be read, the first is {bad[0].name} ({bad[0].reason}: {bad[0].detail}).\n"
+        f"{MAX_REPLACEMENTS} files in a row cannot be read, the first is {bad[0].name}: {bad[0].reason}.\n"
         "`nolabel check DATA` lists them all."
     )
 

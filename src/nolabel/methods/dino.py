@@ -171,4 +171,4 @@ def logits_of(network: nn.ModuleDict, views: Sequence[Tensor]) -> Tensor:
             pooled.append(network["backbone"](torch.cat(list(views[start:i]))).pooled)
             start = i
     logits: Tensor = network["head"](torch.cat(pooled))
-    return logits.unflatten(0, (len(views), -1))
+    return logits.view(len(views), -1, logits.shape[-1])

@@ -1,0 +1,217 @@
+"""A run that is stopped, killed or crashed and then resumed ends bit-equal to one that was never interrupted."""
+
+import importlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nolabel
+from nolabel import run as folder
+from nolabel.errors import DataError, UsageError
+from nolabel.signals import Stopped
+
+loop = importlib.import_module("nolabel.train")  # the attribute nolabel.train is the function
+STEPS = 8  # of 3 an epoch: the third epoch is left unfinished
+
+
+class Crash(BaseException):
+    """Stands for a killed process: nothing in the product catches it to save something."""
+
+
+def settings(tiny: dict[str, Any], pictures: Path, out: Path, **more: Any) -> dict[str, Any]:
+    return tiny | {"data": pictures / "train", "out": out, "steps": STEPS, "checkpoint_every": 2} | more
+
+
+def weights(run: Path) -> bytes:
+    return (run / "weights" / "model.safetensors").read_bytes()
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(r["step"], r["loss"]) for r in nolabel.Run(run).metrics() if "loss" in r]
+
+
+def state(run: Path) -> list[bytes]:
+    newest = max((run / "checkpoints").glob("step-*"))
+    return [(newest / name).read_bytes() for name in ("model.safetensors", "optim.safetensors")]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: dict[str, Any], pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that was never interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    nolabel.train("dino-small", **settings(tiny, pictures, out))
+    return out
+
+
+@pytest.fixture
+def crash_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes the loop die at the beginning of a step."""
+    step = loop.training_step
+
+    def arrange(number: int) -> None:
+        def dying(job: Any, views: Any, clock: Any) -> Any:
+            if clock.step == number:
+                raise Crash
+            return step(job, views, clock)
+
+        monkeypatch.setattr(loop, "training_step", dying)
+
+    return arrange
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 4, 7])
+def test_crash_and_resume_is_bit_equal(
+    number: int,
+    whole: Path,
+    tiny: dict[str, Any],
+    pictures: Path,
+    tmp_path: Path,
+    crash_at: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "run"
+    crash_at(number)
+    with pytest.raises(Crash):
+        nolabel.train("dino-small", **settings(tiny, pictures, out))
+    assert nolabel.Run(out).status()["state"] == "failed"
+    monkeypatch.undo()
+    nolabel.resume(out)
+    assert weights(out) == weights(whole)
+    assert state(out) == state(whole)
+    assert losses(out) == losses(whole)
+    assert nolabel.Run(out).status()["state"] == "done"
+
+
+def test_the_comparison_can_fail(whole: Path, tiny: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    nolabel.train("dino-small", **settings(tiny, pictures, out, seed=1))
+    assert weights(out) != weights(whole)
+    assert losses(out) != losses(whole)
+
+
+def test_resume_repeats_the_drawing_of_a_lost_checkpoint(
+    whole: Path, tiny: dict[str, Any], pictures: Path, tmp_path: Path, crash_at: Callable[[int], None], monkeypatch: Any
+) -> None:
+    out = tmp_path / "run"
+    crash_at(7)
+    with pytest.raises(Crash):
+        nolabel.train("dino-small", **settings(tiny, pictures, out))
+    monkeypatch.undo()
+    newest = max((out / "checkpoints").glob("step-*"))
+    tensors = bytearray((newest / "model.safetensors").read_bytes())
+    tensors[-5] ^= 1
+    (newest / "model.safetensors").write_bytes(tensors)
+    nolabel.resume(out)
+    assert (newest.parent / (newest.name + ".corrupt")).is_dir()
+    assert any(e["event"] == "damaged" for e in nolabel.Run(out).events())
+    assert weights(out) == weights(whole)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(
+    workers: int, whole: Path, tiny: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    nolabel.train("dino-small", **settings(tiny, pictures, out, workers=workers))
+    assert weights(out) == weights(whole)
+
+
+@pytest.mark.parametrize(("recipe", "size"), [("simclr-small", {"method": {"size": 32}}), ("dino-small", {})])
+def test_batchnorm_networks_resume_too(
+    recipe: str, size: dict[str, Any], tiny: dict[str, Any], pictures: Path, tmp_path: Path,
+    crash_at: Callable[[int], None], monkeypatch: Any,
+) -> None:  # fmt: skip
+    net = {"backbone": "resnet18", "backbone_args": ["layers=[1,1,1,1]", "channels=[8,16,24,32]"]}
+    first, second = (settings(tiny, pictures, tmp_path / name, **net, **size) for name in ("a", "b"))
+    nolabel.train(recipe, **first)
+    crash_at(5)
+    with pytest.raises(Crash):
+        nolabel.train(recipe, **second)
+    monkeypatch.undo()
+    nolabel.resume(tmp_path / "b")
+    assert state(tmp_path / "a") == state(tmp_path / "b")
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "nolabel", *map(str, arguments)]
+
+
+def options(tiny: dict[str, Any]) -> list[str]:
+    return [
+        "--backbone", tiny["backbone"], "--backbone-args", *tiny["backbone_args"],
+        *(f"--method.{k.replace('_', '-')}={v}" for k, v in tiny["method"].items()),
+        *(f"--{k.replace('_', '-')}={tiny[k]}" for k in ("batch_size", "workers", "threads", "precision", "log_every")),
+        "--checkpoint-every", "2", "--eval-every", "1000", "--device", "cpu",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "left"), [(signal.SIGKILL, -9, "running"), (signal.SIGTERM, 143, "stopped")]
+)
+def test_a_real_process_is_killed(
+    number: int, code: int, left: str, tiny: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    steps = 240
+    out, twin = tmp_path / "run", tmp_path / "twin"
+    arguments = command("train", "dino-small", pictures / "train", "--out", out, "--steps", steps, *options(tiny))
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "checkpoints" / "LATEST").exists() and time.monotonic() < deadline:
+            if (out / "checkpoints").is_dir() and any((out / "checkpoints").glob("step-*")):
+                break
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert nolabel.Run(out).status()["state"] == left
+    assert 0 < nolabel.Run(out).status()["step"] < steps
+    # A shorter twin shows that the interrupted run goes on as the uninterrupted one would.
+    for path in (out, twin):
+        if path == twin:
+            nolabel.train("dino-small", **settings(tiny, pictures, twin, steps=steps, eval_every=1000))
+        else:
+            nolabel.resume(path)
+    assert state(out) == state(twin)
+
+
+def test_a_finished_run_is_left_alone(whole: Path) -> None:
+    before = {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()}
+    nolabel.resume(whole)
+    assert {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()} == before
+
+
+def test_changed_data_are_refused(
+    tiny: dict[str, Any], pictures: Path, tmp_path: Path, crash_at: Callable[[int], None], monkeypatch: Any
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for i, source in enumerate(sorted((pictures / "train").rglob("*.png"))):
+        (data / f"{i:02}.png").write_bytes(source.read_bytes())
+    crash_at(4)
+    with pytest.raises(Crash):
+        nolabel.train("dino-small", **settings(tiny, pictures, tmp_path / "run", data=data))
+    monkeypatch.undo()
+    (data / "00.png").unlink()
+    with pytest.raises(DataError, match="has changed since the run started"):
+        nolabel.resume(tmp_path / "run")
+
+
+def test_a_run_in_use_is_refused(whole: Path, tiny: dict[str, Any], pictures: Path) -> None:
+    with folder.locked(whole), pytest.raises(UsageError, match="in use"):
+        nolabel.train("dino-small", **settings(tiny, pictures, whole), overwrite=True)
+    assert weights(whole)
+
+
+def test_signal_codes() -> None:
+    assert Stopped(signal.SIGINT, "r").code == 130
+    assert Stopped(signal.SIGTERM, "r").code == Stopped(signal.SIGUSR1, "r").code == 143

@@ -40,6 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if os.environ.get("NOLABEL_DEBUG"):
+            raise
+        print(f"nolabel: internal error, {type(error).__name__}: {error}", file=sys.stderr)
+        print("Please report it with what NOLABEL_DEBUG=1 shows before the same command.", file=sys.stderr)
+        sys.exit(1)
 
 
 def _run(args: list[str]) -> None:

@@ -52,7 +52,9 @@ class DINOConfig(MethodConfig):
     warmup_teacher_temp_epochs: int = 0
     center_momentum: float = 0.9
     momentum: float | Literal["auto"] = 0.996
-    """Momentum of the teacher at the start, 1 at the end; auto: by the length of the run, from 0.99 to 0.9995."""
+    """Momentum of the teacher at the start; auto: by the length of the run, from 0.99 to 0.9995."""
+    momentum_end: float = 1.0
+    """Momentum at the end, reached by a cosine."""
     drop_path: float = 0.1
     """Stochastic depth of the student (ViT); the teacher has none."""
 
@@ -150,7 +152,7 @@ class DINO(Method):
         return linear_by_epoch(c.warmup_teacher_temp, c.teacher_temp, c.warmup_teacher_temp_epochs, clock)
 
     def momentum(self, clock: Clock) -> float:
-        return cosine(self.start_momentum, 1.0, clock.progress)
+        return cosine(self.start_momentum, self.config.momentum_end, clock.progress)
 
     def settings(self, clock: Clock) -> Mapping[str, float]:
         return {"teacher_temp": self.teacher_temp(clock), "momentum": self.momentum(clock)}

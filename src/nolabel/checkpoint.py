@@ -112,7 +112,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tenso
 
 def _newest_first(folder: Path) -> Iterator[Path]:
     found = [p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit()]
-    return iter(sorted(found, reverse=True))
+    return iter(sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True))
 
 
 def _remove_debris(folder: Path) -> None:

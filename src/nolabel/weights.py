@@ -5,10 +5,11 @@ import json
 import os
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
-import timm
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import save_for_hf
@@ -98,8 +99,7 @@ def _from_file(path: Path, backbone_name: str | None, allow_pth: bool) -> Loaded
     if path.suffix == ".safetensors":
         tensors = _read(path)
     elif allow_pth:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = {k: v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
+        tensors = _read_pth(path)
     else:
         raise UsageError(f"{path} is not a .safetensors file. If you trust where a .pth comes from, add --allow-pth.")
     net = backbone(backbone_name)
@@ -109,16 +109,11 @@ def _from_file(path: Path, backbone_name: str | None, allow_pth: bool) -> Loaded
 
 def _from_cache(name: str) -> Loaded:
     net = backbone(name)
-    offline = os.environ.get("HF_HUB_OFFLINE")
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
-        model: Any = timm.create_model(name, pretrained=True, num_classes=0, **net.args)
-    except Exception as error:  # the hub library has a class of its own for every kind of "not here"
-        raise UsageError(f"The weights of {name} are not in the local cache, and nolabel downloads nothing.") from error
-    finally:
-        os.environ.pop("HF_HUB_OFFLINE") if offline is None else os.environ.update(HF_HUB_OFFLINE=offline)
-    net.model.load_state_dict(model.state_dict())
-    return _loaded(net, name, model.pretrained_cfg)
+    file = try_to_load_from_cache(net.model.pretrained_cfg.get("hf_hub_id") or "none", "model.safetensors")
+    if not isinstance(file, str):
+        raise UsageError(f"The weights of {name} are not in the local cache, and nolabel downloads nothing.")
+    _fill(net, _read(Path(file)), Path(file))
+    return _loaded(net, name, net.model.pretrained_cfg)
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
@@ -130,9 +125,20 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _fill(net: Backbone, tensors: dict[str, torch.Tensor], source: Path) -> None:
+def _read_pth(path: Path) -> dict[str, torch.Tensor]:
     try:
-        net.model.load_state_dict(tensors)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        return {k: v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
+    except (UnpicklingError, RuntimeError, ValueError, EOFError, OSError, AttributeError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path} is damaged or holds more than tensors: {first[:300]}") from error
+
+
+def _fill(net: Backbone, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    classifier = getattr(net.model, "pretrained_cfg", {}).get("classifier") or ()
+    names = tuple(f"{n}." for n in ([classifier] if isinstance(classifier, str) else classifier))
+    try:
+        net.model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith(names)})
     except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
         raise DataError(f"The tensors of {source} do not fit {net.name}: {first}") from error

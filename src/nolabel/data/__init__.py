@@ -1,0 +1,1 @@
+"""Images in: which files there are, their pixels, and the order in which training sees them."""

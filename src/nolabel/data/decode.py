@@ -1,0 +1,164 @@
+"""From the bytes of an image file to RGB: one table for all modes of Pillow, and a reason for every refusal.
+
+`docs/data.md` explains the table. No global setting of Pillow is changed.
+"""
+
+import io
+import logging
+import re
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+from PIL.Image import Transpose
+from torch import Tensor
+
+from nolabel.data.images import BadImage, printable
+from nolabel.data.whole import check_strips, identify
+
+__all__ = ["MAX_PIXELS", "WHITE", "BadImage", "Facts", "decode", "examine", "to_rgb"]
+
+assert TiffImagePlugin and WebPImagePlugin  # importing them registers their openers
+
+MAX_PIXELS = 178_000_000
+WHITE = (255, 255, 255)
+
+_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}  # EXIF orientation -> the operation that undoes it
+_ALPHA = ("RGBA", "LA", "PA")
+_MAYBE_ALPHA = ("RGB", "L", "1", "P")  # with a transparent colour or palette entry
+_PLAIN = ("RGB", "L", "1", "P", "RGBX", "YCbCr", "CMYK", "LAB", "HSV")
+_PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints Pillow's complaints to stderr
+
+
+class Facts(NamedTuple):
+    """What the file says about its image."""
+
+    format: str
+    """JPEG, PNG, WEBP, BMP, TIFF, GIF or PPM, from the content and not from the name."""
+    mode: str
+    """Pillow's mode before the conversion."""
+    width: int
+    """Pixels, upright."""
+    height: int
+
+
+def decode(
+    data: bytes, max_pixels: int = MAX_PIXELS, min_size: int = 1, background: tuple[int, int, int] = WHITE
+) -> Tensor:
+    """The upright image in `data` as (3, H, W) uint8 RGB, transparent parts on `background`.
+
+    Raises BadImage for what is empty, cut, damaged, no image, above `max_pixels` (judged before decoding),
+    below `min_size` on a side, or of a mode without a rule. In memory the result is laid out as (H, W, 3).
+    """
+    return examine(data, max_pixels, min_size, background)[0]
+
+
+def examine(
+    data: bytes, max_pixels: int = MAX_PIXELS, min_size: int = 1, background: tuple[int, int, int] = WHITE
+) -> tuple[Tensor, Facts]:
+    """As `decode`, with the facts about the file."""
+    kind = identify(data)
+    _silence_pillow()
+    try:
+        file = Image.open(io.BytesIO(data), formats=(kind,))
+        _check_size(file, max_pixels, min_size)
+        if kind == "TIFF":
+            check_strips(file, len(data))
+        file.load()
+        mode, turn = file.mode, _UPRIGHT.get(_orientation(file))
+        image = to_rgb(file, background)
+        pixels = np.array(image if turn is None else image.transpose(turn))  # (H, W, 3)
+    except BadImage:
+        raise
+    except Image.DecompressionBombError:
+        raise BadImage("too large", "more pixels than Pillow opens") from None
+    except UnidentifiedImageError:
+        raise BadImage("damaged", f"it begins like {kind}, but Pillow cannot open it") from None
+    except Exception as error:  # Pillow's openers raise nearly anything on damaged files
+        cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
+        detail = printable(f"{type(error).__name__}: {error}")[:200]
+        raise BadImage("truncated" if cut else "damaged", detail) from None
+    return torch.from_numpy(pixels).permute(2, 0, 1), Facts(kind, mode, pixels.shape[1], pixels.shape[0])
+
+
+def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """The loaded `image` in mode RGB, by the table of `docs/data.md`; BadImage for a mode without a rule."""
+    mode = image.mode
+    if mode.startswith("I;16"):
+        return _gray((np.asarray(image).astype(np.uint32) + 128) // 257)
+    if mode in ("I", "F"):
+        return _gray(_stretch(image))
+    if mode in _ALPHA or (mode in _MAYBE_ALPHA and image.has_transparency_data):
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, (*background, 255)), layer).convert("RGB")
+    if mode in _PLAIN:
+        return image if mode == "RGB" else image.convert("RGB")
+    raise BadImage("unsupported mode", f"no rule turns Pillow's mode {mode} into RGB")
+
+
+def _gray(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+
+
+def _stretch(image: Image.Image) -> np.ndarray:
+    """Integers or floats of any scale to 0..255, by the range the file declares or else its percentiles."""
+    values = np.asarray(image).astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = _declared_range(image)
+    if not low < high and finite.size:
+        low, high = np.percentile(finite, (0.5, 99.5))
+    if not low < high and finite.size:
+        low, high = finite.min(), finite.max()
+    if not low < high:
+        raise BadImage("no contrast", f"this {image.mode} image has one value only and declares no range")
+    values = np.clip(np.nan_to_num(values, nan=low), low, high)
+    scaled: np.ndarray = np.rint(255 * ((values - low) / (high - low)))
+    return scaled
+
+
+def _declared_range(image: Image.Image) -> tuple[float, float]:
+    """Smallest and largest possible value by TIFF's tags or PPM's header; (0, 0) where none is declared."""
+    if image.format == "PPM" and image.mode == "I":
+        return 0, 65535  # Pillow scales to it
+    tags = getattr(image, "tag_v2", {})
+    for low, high in ((340, 341), (280, 281)):  # S(Min|Max)SampleValue, (Min|Max)SampleValue
+        if low in tags and high in tags:
+            return float(np.ravel(tags[low])[0]), float(np.ravel(tags[high])[0])
+    return 0, 0
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1..8. Damaged EXIF says nothing; for a TIFF `load` has turned the image already."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:
+        return 1
+
+
+def _silence_pillow() -> None:
+    """Keep Pillow's warnings (big image, odd EXIF) quiet: every file is judged here.
+
+    `warnings.catch_warnings` is not safe in threads, so the filter is put in front and stays.
+    """
+    if list(warnings.filters[:1]) != [_PILLOW_WARNINGS]:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _check_size(image: Image.Image, max_pixels: int, min_size: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadImage("too large", f"{width} x {height} pixels, more than {max_pixels:,}")
+    if min(width, height) < max(1, min_size):
+        raise BadImage("too small", f"{width} x {height} pixels, less than {max(1, min_size)} on a side")

@@ -461,6 +461,10 @@ def test_class_folders_below_splits(tmp_path: Path, packed: str) -> None:
     assert read(found["val"].images, 0).decode() == top + "val/dog/3.jpg"
 
 
+def test_a_split_of_void_alone_is_none(tmp_path: Path) -> None:
+    assert list(scan_labelled(plant(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/void/1.jpg"))) == ["train"]
+
+
 def test_plain_class_folders(tmp_path: Path) -> None:
     found = scan_labelled(plant(tmp_path, "bus/1.jpg", "train/2.jpg", "val/3.jpg", "loose.jpg"))
     assert list(found) == ["all"]  # train and val hold images and no class folders: they are classes

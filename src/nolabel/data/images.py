@@ -97,7 +97,7 @@ def scan_labelled(data: str | Path) -> dict[str, LabelledImages]:
         )
     top = _wrapper(images.names) if images.kind == "zip" else ""
     parts = [name.removeprefix(top).split("/") for name in images.names]  # [split, class, ..., file]
-    keys: tuple[str, ...] = tuple(s for s in SPLITS if any(p[0] == s and len(p) > 2 for p in parts))
+    keys: tuple[str, ...] = tuple(s for s in SPLITS if any(p[0] == s and len(p) > 2 and p[1] != "void" for p in parts))
     if not keys:
         keys, parts = ("all",), [["all", *p] for p in parts]
     used = [i for i, p in enumerate(parts) if p[0] in keys and len(p) > 2 and p[1] != "void"]

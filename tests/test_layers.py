@@ -9,12 +9,11 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "nolabel"
 LAYERS = (
     ("errors", "distributed"),
-    ("views", "momentum", "schedules", "optim", "checkpoint", "progress", "signals"),
+    ("views", "momentum", "schedules", "optim", "checkpoint", "progress", "signals", "recipes"),
     ("data",),  # above views: its loader cuts the crops in its workers
     ("config", "backbones", "heads", "losses", "run", "weights"),
     ("methods", "evals", "plots", "report"),
     ("job", "monitor", "saving", "train", "estimate"),
-    ("recipes",),
     ("api", "tour"),
     ("cli", "commands"),
     ("__init__", "__main__"),

@@ -7,19 +7,11 @@ from nolabel.config import TrainConfig, read_yaml, update
 from nolabel.errors import UsageError, nearest
 from nolabel.evals.knn import KNNConfig, evaluate_knn
 from nolabel.evals.results import result_path
-from nolabel.job import config_from
-from nolabel.methods import METHODS
-from nolabel.recipes import PROTOCOLS, find
+from nolabel.job import config_from, recipe_config
+from nolabel.recipes import PROTOCOLS
 from nolabel.run import Run
 from nolabel.train import train as run_training
 from nolabel.weights import Loaded, load_weights
-
-
-def recipe_config(name: str) -> TrainConfig[Any]:
-    """The settings of a recipe. UsageError with the nearest names for one that doesn't exist."""
-    recipe = find(name)
-    config: TrainConfig[Any] = update(TrainConfig(method=METHODS[recipe.method].Config(), recipe=name), recipe.settings)
-    return config
 
 
 def file_config(path: Path) -> TrainConfig[Any]:

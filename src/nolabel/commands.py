@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import Positional
 
 from nolabel import tour
-from nolabel.api import evaluate_loaded, file_config, recipe_config
+from nolabel.api import evaluate_loaded, file_config
 from nolabel.config import find_device
 from nolabel.data.check import as_dict, check, format_check
 from nolabel.data.decode import decode
@@ -20,6 +20,7 @@ from nolabel.data.images import SUFFIXES, BadImage, read, scan
 from nolabel.errors import DataError, UsageError
 from nolabel.estimate import estimate, format_estimate
 from nolabel.evals.knn import KNNConfig
+from nolabel.job import recipe_config
 from nolabel.plots import attention_sheet, pca_sheet, prepare
 from nolabel.report import report
 from nolabel.run import Run

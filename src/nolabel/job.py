@@ -16,6 +16,7 @@ from nolabel.data.loader import Stream
 from nolabel.errors import UsageError
 from nolabel.methods import METHODS, Method
 from nolabel.optim import optimizer
+from nolabel.recipes import find
 from nolabel.schedules import Clock
 
 Record = dict[str, Tensor | float]
@@ -84,6 +85,14 @@ def config_from(values: dict[str, Any], where: str) -> TrainConfig[Any]:
     rest = {k: v for k, v in values.items() if k != "method_name"}
     config: TrainConfig[Any] = update(TrainConfig(method=METHODS[name].Config()), rest)
     return config
+
+
+def recipe_config(name: str) -> TrainConfig[Any]:
+    """The settings of a recipe. UsageError with the nearest names for one that doesn't exist."""
+    recipe = find(name)
+    config = TrainConfig(method=METHODS[recipe.method].Config(), recipe=name)
+    changed: TrainConfig[Any] = update(config, recipe.settings)
+    return changed
 
 
 def config_yaml(config: TrainConfig[Any]) -> str:

@@ -45,7 +45,9 @@ def accuracy(m: Monitor, backbone: Backbone) -> float | None:
 
 
 def picture(m: Monitor, backbone: Backbone, path: Path) -> None:
-    """Save the contact sheet of this moment."""
+    """Save the contact sheet of this moment; nothing where no image could be read."""
+    if not len(m.pictures):
+        return
     x = normalize(m.pictures, m.mean, m.std).to(m.device)
     path.parent.mkdir(parents=True, exist_ok=True)
     snapshot(backbone, x, m.mean, m.std).save(path, quality=80)
@@ -62,4 +64,4 @@ def _pictures(images: Images, size: int, seed: int) -> Tensor:
         chosen.append(F.center_crop(image, [size, size]))
         if len(chosen) == NUM_PICTURES:
             break
-    return torch.stack(chosen)
+    return torch.stack(chosen) if chosen else torch.empty(0, 3, size, size, dtype=torch.uint8)

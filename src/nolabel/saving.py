@@ -4,15 +4,18 @@ import contextlib
 import platform
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import timm
 import torch
 
 from nolabel import __version__, distributed, run
 from nolabel.checkpoint import Checkpoint, load_newest, optimizer_tensors, restore_optimizer, save
+from nolabel.config import differences
 from nolabel.data.images import BadFile, fingerprint
 from nolabel.errors import DataError, NolabelError
-from nolabel.job import Job, Record, say
+from nolabel.job import Job, Record, recipe_config, say
 from nolabel.report import report
 from nolabel.signals import Stopped
 from nolabel.weights import save_weights
@@ -79,8 +82,16 @@ def recorded(job: Job, first_step: int) -> Iterator[None]:
     if not distributed.is_main():
         yield
         return
-    start = {
+    config = job.config
+    places: dict[str, Any] = {
+        "data": config.data,
+        "subfolder": config.subfolder,
+        "out": config.out,
+        "labels": config.labels,
+    }
+    start: dict[str, Any] = {
         "command": " ".join(sys.argv),
+        "changed": differences(config, replace(recipe_config(config.recipe), **places)) if config.recipe else {},
         "versions": _versions(),
         "host": platform.node(),
         "system": _system(job),
@@ -96,6 +107,7 @@ def recorded(job: Job, first_step: int) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a full disk must not hide the error itself
             run.append_event(job.out, state, step=step, reason=str(error))
             run.write_status(job.out, state, step, str(error), code)
+            report(run.Run(job.out))
         raise
     run.append_event(job.out, "done", step=job.total_steps)
     run.write_status(job.out, "done", job.total_steps, exit_code=0)

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from nolabel.api import evaluate, recipe_config
+from nolabel.api import evaluate
 from nolabel.config import TrainConfig, update
 from nolabel.data import demo as world
 from nolabel.errors import UsageError
 from nolabel.estimate import estimate
+from nolabel.job import recipe_config
 from nolabel.plots import attention_sheet, pca_sheet, prepare
 from nolabel.progress import duration
 from nolabel.run import Run

@@ -28,6 +28,7 @@ from nolabel.errors import DataError, NumericError
 from nolabel.job import Job, Record, build, config_from, config_yaml
 from nolabel.optim import all_finite, clip_each, set_schedules
 from nolabel.progress import progress
+from nolabel.report import report
 from nolabel.schedules import Clock
 from nolabel.signals import Stopped, caught
 from nolabel.views import normalize
@@ -193,6 +194,7 @@ def _look(job: Job, watched: watch.Monitor, done: int) -> dict[str, float | None
             record |= {"knn_untrained": accuracy, "knn_raw": watched.labelled.raw}
         run.append_jsonl(job.out / "metrics.jsonl", {"step": done, "epoch": done / job.steps_per_epoch, **record})
         run.append_event(job.out, "eval", step=done, **record)
+    report(run.Run(job.out))
     return record
 
 

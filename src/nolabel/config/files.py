@@ -1,6 +1,7 @@
 """Settings to YAML and back. People edit these files: every value is converted by the type of its field or refused."""
 
 import dataclasses
+import math
 import types
 import typing
 from pathlib import Path
@@ -48,6 +49,18 @@ def update(config: Any, values: dict[str, Any], where: str = "") -> Any:
     return dataclasses.replace(config, **changed)
 
 
+def differences(config: Any, default: Any) -> dict[str, Any]:
+    """What `config` changes: the default's values by dotted name. Settings that were `auto` don't count."""
+
+    def flat(value: Any, name: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {name: value}
+        return {k: v for key in value for k, v in flat(value[key], f"{name}.{key}" if name else key).items()}
+
+    now, before = flat(_plain(config), ""), flat(_plain(default), "")
+    return {name: old for name, old in before.items() if old != "auto" and now.get(name) != old}
+
+
 def _convert(value: Any, hint: Any, where: str) -> Any:
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
@@ -68,9 +81,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             return None
     elif hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML 1.1 reads 1e-3 as a string
-        except ValueError:
-            pass
+            number = float(value)  # YAML 1.1 reads 1e-3 as a string
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
     elif isinstance(hint, type) and type(value) is hint:
         return value
     raise UsageError(f"{where} cannot be {value!r}: expected {_describe(hint)}.")

@@ -7,9 +7,16 @@ from typing import Any, Literal
 
 import torch
 
+from nolabel import distributed
 from nolabel.config.schema import TrainConfig
 from nolabel.errors import DataError, UsageError
 from nolabel.views import View
+
+LOWEST = {
+    **dict.fromkeys(("batch_size", "epochs", "steps", "micro_batch", "threads", "keep_checkpoints"), 1),
+    **dict.fromkeys(("log_every", "eval_every", "checkpoint_every"), 1),
+    **dict.fromkeys(("workers", "seed"), 0),
+}
 
 
 def find_device(name: str) -> torch.device:
@@ -59,6 +66,8 @@ def known(value: int | Literal["auto"]) -> int:
 def check(config: TrainConfig[Any], views: Sequence[View], patch_size: int | None, couples_batch: bool) -> list[str]:
     """Refuse crops that don't fit the patches; returns warnings for what works but is not what people expect."""
     for view in views:
+        if view.size < 1:
+            raise UsageError(f"A crop of {view.size} px is no image: use 1 px or more.")
         if patch_size is not None and view.size % patch_size:
             low, high = view.size // patch_size * patch_size, -(-view.size // patch_size) * patch_size
             near = f"{low} or {high}" if low else str(high)
@@ -70,15 +79,20 @@ def check(config: TrainConfig[Any], views: Sequence[View], patch_size: int | Non
     epochs_warmup = config.optim.warmup_epochs
     if config.steps is None and epochs_warmup >= config.epochs:
         warnings.append(f"The warm-up of {epochs_warmup:g} epochs is as long as the run: it shrinks to a tenth of it.")
-    if couples_batch and config.micro_batch != "auto" and config.micro_batch < config.batch_size:
-        warnings.append("The loss or BatchNorm compares the images of a batch: with --micro-batch it sees fewer at once.")
+    share = config.batch_size // distributed.world_size()
+    if couples_batch and config.micro_batch != "auto" and config.micro_batch < share:
+        warnings.append(
+            "The loss or BatchNorm compares the images of a batch: with --micro-batch it sees fewer at once."
+        )
     return warnings
 
 
 def _check_batch(config: TrainConfig[Any], num_images: int, world_size: int) -> None:
+    for name, low in LOWEST.items():
+        value = getattr(config, name)
+        if isinstance(value, int) and value < low:
+            raise UsageError(f"--{name.replace('_', '-')} {value} is too small: it is {low} or more.")
     size = config.batch_size
-    if size < 1 or config.epochs < 1 or (config.steps is not None and config.steps < 1):
-        raise UsageError("--batch-size, --epochs and --steps are 1 or more.")
     if num_images < size:
         raise DataError(
             f"{config.data} holds {num_images} images, fewer than one batch of {size}.\n"
@@ -89,7 +103,7 @@ def _check_batch(config: TrainConfig[Any], num_images: int, world_size: int) -> 
             f"--batch-size {size} does not split over {world_size} processes: use a multiple of {world_size}."
         )
     share = size // world_size
-    if config.micro_batch != "auto" and (config.micro_batch < 1 or share % config.micro_batch):
+    if config.micro_batch != "auto" and share % config.micro_batch:
         raise UsageError(
             f"--micro-batch {config.micro_batch} does not divide the {share} images of a process and step."
         )

@@ -40,6 +40,8 @@ class Job(NamedTuple):
     """What k-NN is measured on while training."""
     bad: dict[str, BadFile]
     """Files that could not be read so far, by name."""
+    bad_slots: set[str]
+    """Those of them whose own turn came: the share of these decides whether the data are too broken."""
     out: Path
 
     def clock(self, step: int) -> Clock:
@@ -74,13 +76,15 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     optim = optimizer(method, config.optim)
     labelled = scan_labelled(config.labels) if config.labels else None
-    return Job(config, device, method, model, optim, scaler, stream, total, per_epoch, labelled, {}, Path(config.out))
+    return Job(
+        config, device, method, model, optim, scaler, stream, total, per_epoch, labelled, {}, set(), Path(config.out)
+    )
 
 
 def config_from(values: dict[str, Any], where: str) -> TrainConfig[Any]:
     """The settings in the mapping of a config.yaml. UsageError where they are none."""
     name = values.get("method_name")
-    if name not in METHODS:
+    if name not in list(METHODS):  # a list compares; a dict would hash what a file may hold
         raise UsageError(f"{where} names no method: expected method_name to be one of {', '.join(METHODS)}.")
     rest = {k: v for k, v in values.items() if k != "method_name"}
     config: TrainConfig[Any] = update(TrainConfig(method=METHODS[name].Config()), rest)

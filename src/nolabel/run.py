@@ -48,8 +48,9 @@ class Run:
         return read_jsonl(self.path / "events.jsonl")
 
     def bad_files(self) -> list[dict[str, Any]]:
-        """Files that were skipped: name, reason, detail, size."""
-        return read_jsonl(self.path / "bad_files.jsonl")
+        """Files that were skipped: name, reason, detail, size. Further processes write files of their own."""
+        records = [r for path in sorted(self.path.glob("bad_files*.jsonl")) for r in read_jsonl(path)]
+        return list({r["name"]: r for r in records}.values())
 
     def eval_results(self) -> dict[str, dict[str, Any]]:
         """Results of evaluations by file name without suffix."""

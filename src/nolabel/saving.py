@@ -30,6 +30,7 @@ def checkpoint(job: Job, done: int, window: Sequence[Record]) -> None:
             "scaler": job.scaler.state_dict(),
             "images": fingerprint(job.stream.images),
             "total_steps": job.total_steps,
+            "bad_slots": sorted(job.bad_slots),
             "world_size": distributed.world_size(),
             "threads": torch.get_num_threads(),
             "versions": _versions(),
@@ -54,8 +55,9 @@ def restore(job: Job) -> tuple[int, list[Record]]:
                 run.append_event(job.out, "damaged", detail=line)
         distributed.barrier()
     if found is None:
-        for name in ("metrics.jsonl", "bad_files.jsonl") if distributed.is_main() else ():
-            (job.out / name).unlink(missing_ok=True)
+        for path in job.out.glob("*.jsonl") if distributed.is_main() else ():
+            if path.name != "events.jsonl":
+                path.unlink()
         return 0, []
     if found.state["images"] != fingerprint(job.stream.images):
         raise DataError(
@@ -69,8 +71,9 @@ def restore(job: Job) -> tuple[int, list[Record]]:
     restore_optimizer(job.optimizer, job.method, found.optim)
     if found.state["scaler"]:
         job.scaler.load_state_dict(found.state["scaler"])
-    for record in run.read_jsonl(job.out / "bad_files.jsonl"):
+    for record in run.Run(job.out).bad_files():
         job.bad[record["name"]] = BadFile(**record)
+    job.bad_slots.update(found.state["bad_slots"])
     if distributed.is_main():
         run.cut_jsonl(job.out / "metrics.jsonl", found.state["step"])
     return found.state["step"], list(found.state["window"])

@@ -198,16 +198,21 @@ def _look(job: Job, watched: watch.Monitor, done: int) -> dict[str, float | None
     return record
 
 
-def _note_bad_files(job: Job, bad: Sequence[BadFile], done: int) -> None:
-    for file in bad:
-        if file.name not in job.bad:
-            job.bad[file.name] = file
-            name = job.out / ("bad_files.jsonl" if distributed.is_main() else f"bad_files.{distributed.rank()}.jsonl")
-            run.append_jsonl(name, file._asdict())
+def _note_bad_files(job: Job, bad: Sequence[Sequence[BadFile]], done: int) -> None:
+    """Write down files that are bad and were not known yet. DataError when more than 5 % of the files seen are."""
+    for files in bad:
+        job.bad_slots.add(files[0].name)
+        for file in files:
+            if file.name not in job.bad:
+                job.bad[file.name] = file
+                rank = "" if distributed.is_main() else f".{distributed.rank()}"
+                run.append_jsonl(job.out / f"bad_files{rank}.jsonl", file._asdict())
     num_images = len(job.stream.images.names)
-    seen = min(done * job.config.batch_size // distributed.world_size(), num_images)
-    if too_many_bad(len(job.bad), seen, num_images):
+    share = num_images // distributed.world_size()
+    seen = min(done * job.config.batch_size // distributed.world_size(), share)
+    if too_many_bad(len(job.bad_slots), seen, share):
         raise DataError(
-            f"{len(job.bad)} of the first {seen} images cannot be read, more than 5 %: see {job.out}/bad_files.jsonl.\n"
+            f"{len(job.bad_slots)} of the first {seen} images cannot be read, more than 5 %: "
+            f"see {job.out}/bad_files.jsonl.\n"
             "`nolabel check DATA` lists them all with reasons; repair or remove them and start again."
         )

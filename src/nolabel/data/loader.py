@@ -12,12 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from nolabel import distributed
 from nolabel.data.decode import BadImage, decode
-from nolabel.data.images import BadFile, Images, read
+from nolabel.data.images import BadFile, Images, printable, read, too_many_bad
 from nolabel.errors import DataError
 from nolabel.views import View, apply, draw
 from nolabel.views.draw import generator
-
-MAX_REPLACEMENTS = 100
 
 
 class Stream(NamedTuple):
@@ -35,8 +33,8 @@ class Batch(NamedTuple):
 
     views: list[Tensor]
     """One uint8 tensor (B, 3, size, size) a view."""
-    bad: list[BadFile]
-    """Files that could not be read and were replaced."""
+    bad: list[list[BadFile]]
+    """For each slot whose file could not be read: that file, then those that failed to replace it."""
 
 
 def steps_per_epoch(stream: Stream) -> int:
@@ -85,13 +83,18 @@ class _Sampler:
         return len(self.arguments[1])
 
 
-class _Views(Dataset[tuple[list[Tensor], list[BadFile]]]):
+Item = tuple[list[Tensor], list[BadFile]]
+"""The crops of a slot, and the files that could not be read on the way to it, its own first."""
+
+
+class _Views(Dataset[Item]):
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
+        self.bad: dict[int, BadFile] = {}  # a broken folder is then read once a worker, not once a slot
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[list[Tensor], list[BadFile]]:
+    def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, sample = key
-        image, bad = _first_good(self.stream.images, sample)
+        image, bad = _first_good(self.stream.images, sample, self.bad)
         height, width = image.shape[1:]
         # A replacement keeps the random key of the slot, so a bad file changes nothing but its own slot.
         keys = [(self.stream.seed, epoch, sample, v) for v in range(len(self.stream.views))]
@@ -102,23 +105,26 @@ class _Views(Dataset[tuple[list[Tensor], list[BadFile]]]):
         return crops, bad
 
 
-def _first_good(images: Images, sample: int) -> tuple[Tensor, list[BadFile]]:
-    """The image, or the next one in the list that can be decoded, and the bad files on the way."""
+def _first_good(images: Images, sample: int, known: dict[int, BadFile]) -> tuple[Tensor, list[BadFile]]:
+    """The image, or the next one in the list that can be decoded, and the bad files on the way; `known` grows."""
     bad: list[BadFile] = []
-    for offset in range(MAX_REPLACEMENTS):
-        index = (sample + offset) % len(images.names)
+    num_images = len(images.names)
+    while not too_many_bad(len(bad), len(bad), num_images):
+        index = (sample + len(bad)) % num_images
         data = b""
         try:
-            data = read(images, index)
-            return decode(data), bad
+            if index not in known:
+                data = read(images, index)
+                return decode(data), bad
         except BadImage as error:
-            bad.append(BadFile(images.names[index], error.reason, error.detail, len(data)))
+            known[index] = BadFile(images.names[index], error.reason, error.detail, len(data))
+        bad.append(known[index])
     raise DataError(
-        f"{MAX_REPLACEMENTS} files in a row cannot be read, the first is {bad[0].name}: {bad[0].reason}.\n"
-        "`nolabel check DATA` lists them all."
+        f"{len(bad)} files in a row cannot be read, the first is {printable(bad[0].name)}: {bad[0].reason}.\n"
+        "`nolabel check DATA` lists them all with reasons; repair or remove them and start again."
     )
 
 
-def _collate(items: Sequence[tuple[list[Tensor], list[BadFile]]]) -> Batch:
+def _collate(items: Sequence[Item]) -> Batch:
     views = [torch.stack(crops) for crops in zip(*(crops for crops, _ in items), strict=True)]
-    return Batch(views, [b for _, bad in items for b in bad])
+    return Batch(views, [bad for _, bad in items if bad])

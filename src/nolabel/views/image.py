@@ -23,7 +23,7 @@ _COLOR = {
 def apply(image: Tensor, view: View, drawn: Drawn) -> Tensor:
     """The view of `image` (3, H, W) uint8 that `drawn` describes: (3, size, size) uint8."""
     size = [view.size, view.size]
-    x = F.resized_crop(image, *drawn.box, size, interpolation=_MODES[view.interpolation], antialias=True)
+    x: Tensor = F.resized_crop(image, *drawn.box, size, interpolation=_MODES[view.interpolation], antialias=True)
     if drawn.flip:
         x = F.horizontal_flip(x)
     for name, factor in drawn.jitter:

@@ -1,0 +1,28 @@
+#!/bin/sh
+# Does it learn, on real images, on two CPU cores? Trains one job, or goes on with it; each stops exactly where it was killed.
+#
+#   benchmarks/learning.sh JOB FOLDER      JOB: dino-imagenette, simclr-imagenette, dino-cifar10
+#
+# Needs the image packs in $NOLABEL_DATA (default ../shared/data) and nolabel on the PATH. The results go to RESULTS.md.
+set -eu
+packs=${NOLABEL_DATA:-../shared/data}
+job=$1
+out=$2/$job
+[ -d "$out" ] && exec nolabel resume "$out"
+imagenette=$packs/imagenette224/imagenette224.zip
+common="--subfolder train --out $out --workers 1 --threads 1 --seed 0 --precision bf16"
+case $job in
+dino-imagenette)
+    exec nolabel train dino-small "$imagenette" --labels "$imagenette" $common --backbone-args "layers=[1,1,1,1]" \
+        --method.global-size 64 --method.local-size 32 --steps 2600 --eval-every 200 ;;
+simclr-imagenette)
+    exec nolabel train simclr-small "$imagenette" --labels "$imagenette" $common --backbone-args "layers=[1,1,1,1]" \
+        --method.size 64 --steps 700 --eval-every 100 ;;
+dino-cifar10)
+    [ -d "$2/cifar10" ] || python "$packs/cifar10/unpack.py" "$2/cifar10"
+    exec nolabel train dino-small "$2/cifar10" --labels "$2/cifar10" $common \
+        --backbone-args "layers=[1,1,1,1]" "output_stride=8" \
+        --method.global-size 32 --method.local-size 16 --steps 2600 --eval-every 200 ;;
+*)
+    echo "unknown job $job" >&2; exit 2 ;;
+esac

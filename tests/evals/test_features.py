@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from nolabel.backbones import Features
 from nolabel.data.images import LabelledImages, scan_labelled
 from nolabel.errors import DataError, NumericError, UsageError
 from nolabel.evals.features import evaluation_crop, extract, raw_pixels, squash
@@ -119,6 +120,20 @@ def test_the_network_in_training_is_left_as_it_was(loaded: Loaded, train: Labell
     probe = torch.zeros(64, requires_grad=True)
     (table.features @ probe).sum().backward()  # the features are ordinary tensors
     assert probe.grad is not None
+
+
+class Keeps(nn.Module):
+    """A network that keeps a tensor of its forward, as position caches do."""
+
+    def forward(self, x: Tensor) -> Features:
+        self.kept = x.mean((2, 3))
+        return Features(self.kept, x.flatten(2).transpose(1, 2), (16, 16))
+
+
+def test_what_a_network_keeps_can_be_trained_on(loaded: Loaded, train: LabelledImages) -> None:
+    net = Keeps()
+    extract(loaded._replace(backbone=net), train)  # type: ignore[arg-type]
+    assert not net.kept.is_inference()
 
 
 def test_modes_come_back_after_an_error(loaded: Loaded, train: LabelledImages) -> None:

@@ -173,6 +173,7 @@ def test_result_path(loaded: Loaded, splits_folder: Path, tmp_path: Path) -> Non
     first.write_text("{")
     assert result_path(run, "knn", tmp_path / "birds.zip") == first
     assert data_name("some/where/birds.zip") == data_name("birds/") == "birds"
+    assert data_name(splits_folder / "train" / "..") == "pets"
 
 
 def test_monitor_is_the_protocol(loaded: Loaded, splits_folder: Path) -> None:

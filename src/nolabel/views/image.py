@@ -31,7 +31,8 @@ def apply(image: Tensor, view: View, drawn: Drawn) -> Tensor:
     if drawn.grayscale:
         x = F.rgb_to_grayscale(x, num_output_channels=3)
     if drawn.sigma:
-        x = F.gaussian_blur(x, [2 * math.ceil(3 * drawn.sigma) + 1] * 2, [drawn.sigma] * 2)
+        radius = min(math.ceil(3 * drawn.sigma), view.size - 1)  # a mirrored border is no wider than the image
+        x = F.gaussian_blur(x, [2 * radius + 1] * 2, [drawn.sigma] * 2)
     if drawn.solarize:
         x = F.solarize(x, 128)
     return x.contiguous()

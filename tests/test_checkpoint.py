@@ -1,0 +1,196 @@
+"""Checkpoints: what is damaged is never used, what is good comes back bit for bit, old ones are purged."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from nolabel import checkpoint
+from nolabel.checkpoint import Checkpoint, load_newest, optimizer_tensors, restore_optimizer, save, verify
+from nolabel.errors import StorageError
+from nolabel.optim import OptimConfig, optimizer
+
+FILES = ["manifest.json", "model.safetensors", "optim.safetensors", "state.json"]
+
+
+def of(step: int) -> Checkpoint:
+    """Something to save that differs from step to step."""
+    generator = torch.Generator().manual_seed(step)
+    model = {"a": torch.randn(3, 4, generator=generator), "b": torch.arange(step + 1), "half": torch.ones(2).bfloat16()}
+    return Checkpoint(model, {"a/step": torch.tensor(float(step))}, {"step": step, "window": [{"loss": 0.1}]})
+
+
+def same(a: Checkpoint | None, b: Checkpoint) -> bool:
+    assert a is not None
+    tensors = all(
+        x.keys() == y.keys() and all(torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x)
+        for x, y in ((a.model, b.model), (a.optim, b.optim))
+    )
+    return tensors and a.state == b.state
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Checkpoints of steps 10 and 20."""
+    for step in (10, 20):
+        save(tmp_path / "checkpoints", step, of(step), keep=3)
+    return tmp_path / "checkpoints"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_the_newest_comes_back_bit_for_bit(folder: Path) -> None:
+    found, damaged = load_newest(folder)
+    assert same(found, of(20)) and not damaged
+    assert names(folder / "step-00000020") == FILES
+    assert all(b"\x80\x04" not in f.read_bytes()[:8] for f in (folder / "step-00000020").iterdir())  # no pickle
+
+
+def test_nothing_saved_gives_nothing(tmp_path: Path) -> None:
+    assert load_newest(tmp_path / "none") == (None, [])
+    save(tmp_path, 0, Checkpoint({}, {}, {}), keep=1)  # a fresh optimizer has no state
+    assert same(load_newest(tmp_path)[0], Checkpoint({}, {}, {}))
+
+
+def test_steps_are_compared_as_numbers(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000):
+        save(tmp_path, step, Checkpoint({}, {}, {"step": step}), keep=2)
+    found, _ = load_newest(tmp_path)
+    assert found is not None and found.state["step"] == 100_000_000
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "damage", ["flip first", "flip middle", "flip last", "cut", "empty", "longer", "missing", "folder"]
+)
+def test_any_damage_is_found_set_aside_and_the_one_before_used(folder: Path, name: str, damage: str) -> None:
+    file = folder / "step-00000020" / name
+    data = bytearray(file.read_bytes())
+    if damage.startswith("flip"):
+        data[{"first": 0, "middle": len(data) // 2, "last": -2}[damage.removeprefix("flip ")]] ^= 0x10
+    changed = {"cut": data[: len(data) // 2], "empty": b"", "longer": data + b"x"}.get(damage, data)
+    file.unlink()
+    if damage == "folder":
+        file.mkdir()
+    elif damage != "missing":
+        file.write_bytes(changed)
+    found, damaged = load_newest(folder)
+    assert same(found, of(10))
+    assert len(damaged) == 1 and "step-00000020 is damaged" in damaged[0]
+    assert names(folder) == ["step-00000010", "step-00000020.corrupt"]
+    assert load_newest(folder)[1] == []  # what was set aside is not looked at again
+
+
+def test_every_single_bit_of_the_tensors_is_covered(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, Checkpoint({"a": torch.ones(2)}, {}, {}), keep=1)
+    assert verify(path) is None
+    file = path / "model.safetensors"
+    data = file.read_bytes()
+    for i in range(8 * len(data)):
+        changed = bytearray(data)
+        changed[i // 8] ^= 1 << i % 8
+        file.write_bytes(changed)
+        assert verify(path) is not None, f"bit {i}"
+
+
+def test_all_damaged_gives_nothing_and_says_both(folder: Path) -> None:
+    for step in (10, 20):
+        (folder / f"step-000000{step}" / "state.json").unlink()
+    found, damaged = load_newest(folder)
+    assert found is None and len(damaged) == 2
+
+
+def test_damage_again_at_the_same_step(folder: Path) -> None:
+    for _ in range(2):
+        (folder / "step-00000020" / "state.json").write_text("{}")
+        assert same(load_newest(folder)[0], of(10))
+        save(folder, 20, of(20), keep=3)
+    assert same(load_newest(folder)[0], of(20))
+
+
+def test_a_newer_format_is_not_guessed_at(folder: Path) -> None:
+    file = folder / "step-00000020" / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2}))
+    assert verify(file.parent) == "format 2, this nolabel reads 1"
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in range(1, 8):
+        save(tmp_path, step, of(step), keep=3)
+    assert names(tmp_path) == [f"step-0000000{s}" for s in (5, 6, 7)]
+
+
+def test_debris_of_a_killed_save_is_removed_and_never_read(folder: Path) -> None:
+    shutil.copytree(folder / "step-00000020", folder / ".tmp-1-30")
+    assert same(load_newest(folder)[0], of(20))
+    save(folder, 30, of(30), keep=3)
+    assert names(folder) == [f"step-000000{s}" for s in (10, 20, 30)]
+
+
+def test_strange_neighbours_are_left_alone(folder: Path) -> None:
+    (folder / "step-notes").mkdir()
+    (folder / "step-00000099").write_text("a file")
+    assert same(load_newest(folder)[0], of(20))
+    save(folder, 30, of(30), keep=1)
+    assert names(folder) == ["step-00000030", "step-00000099", "step-notes"]
+
+
+@pytest.mark.parametrize("when", ["_flush", "save_file"])
+def test_a_full_disk_keeps_the_old_checkpoints(folder: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, when, full)
+    with pytest.raises(StorageError, match=r"step 30 could not be written.*No space left"):
+        save(folder, 30, of(30), keep=1)
+    assert names(folder) == ["step-00000010", "step-00000020"]
+    assert same(load_newest(folder)[0], of(20))
+
+
+def test_saving_a_step_again_replaces_it(folder: Path) -> None:
+    save(folder, 20, of(21)._replace(state={"step": 20}), keep=3)
+    found, _ = load_newest(folder)
+    assert found is not None and len(found.model["b"]) == 22
+    assert names(folder) == ["step-00000010", "step-00000020"]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_the_optimizer_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """Saved after two steps, loaded into fresh objects: the third step is the same. One layer never had a gradient."""
+
+    def fresh(seed: int) -> tuple[nn.Sequential, torch.optim.Optimizer]:
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(4, 3), nn.Linear(4, 3))
+        opt = optimizer(net, OptimConfig(name=name))  # type: ignore[arg-type]
+        for group in opt.param_groups:
+            group["lr"], group["weight_decay"] = 0.1, 0.05
+        return net, opt
+
+    def step(net: nn.Sequential, opt: torch.optim.Optimizer, seed: int) -> None:
+        opt.zero_grad()
+        net[0](torch.randn(2, 4, generator=torch.Generator().manual_seed(seed))).square().sum().backward()
+        opt.step()
+
+    net, opt = fresh(0)
+    step(net, opt, 1)
+    step(net, opt, 2)
+    tensors = optimizer_tensors(opt, net)
+    assert {key.split("/")[0] for key in tensors if tensors[key].any()} == {"0.weight", "0.bias"}
+    save(tmp_path, 2, Checkpoint(net.state_dict(), tensors, {}), keep=1)
+
+    other, other_opt = fresh(7)
+    step(other, other_opt, 7)
+    found, _ = load_newest(tmp_path)
+    assert found is not None
+    other.load_state_dict(found.model)
+    restore_optimizer(other_opt, other, found.optim)
+    for n, o in ((net, opt), (other, other_opt)):
+        step(n, o, 3)
+    assert all(torch.equal(net.state_dict()[k], v) for k, v in other.state_dict().items())
+    after, other_after = optimizer_tensors(opt, net), optimizer_tensors(other_opt, other)
+    assert after.keys() == other_after.keys() and all(torch.equal(after[k], other_after[k]) for k in after)

@@ -18,6 +18,7 @@ from nolabel.plots.attention import snapshot
 from nolabel.views import normalize
 
 NUM_PICTURES = 8
+MAX_BYTES = 400_000_000  # of the decoded labelled images of one split
 
 
 class Monitor(NamedTuple):
@@ -34,7 +35,8 @@ class Monitor(NamedTuple):
 def monitor(job: Job) -> Monitor:
     """Choose and decode the images."""
     config, size = job.config, job.config.method.image_size
-    labelled = knn.monitor_images(job.labelled, size, workers=known(config.workers)) if job.labelled else None
+    most = min(5000, MAX_BYTES // (3 * size * size))
+    labelled = knn.monitor_images(job.labelled, size, most, known(config.workers)) if job.labelled else None
     pictures = _pictures(job.stream.images, size, config.seed)
     return Monitor(labelled, pictures, config.mean, config.std, job.device)
 

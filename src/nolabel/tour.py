@@ -55,7 +55,7 @@ def table(result: dict[str, Any]) -> str:
         ("raw pixels", result["floor"].get("raw_pixels")),
         ("untrained network", result["floor"].get("random_weights")),
     ]
-    rows = [(name, row) for name, row in rows if row] + [("trained network", result["metrics"])]
+    rows = [(name, row) for name, row in rows if row] + [(result["settings"]["weights"][:20], result["metrics"])]
     lines = [f"{'k-NN accuracy, %':<20}" + "".join(f"{'k = ' + k:>10}" for k in ks)]
     lines += [f"{name:<20}" + "".join(f"{row['top1'][k]:>10.1f}" for k in ks) for name, row in rows]
     d = result["data"]

@@ -94,8 +94,8 @@ def loop(job: Job, first_step: int, window: list[Record]) -> None:
             if last or log:
                 show(done, _log(job, window, done))
                 window = []
-            if watched and (last or done % known(config.eval_every) == 0):
-                show(done, _look(job, watched, done))
+            if watched and (last or done % known(config.eval_every) == 0) and (seen := _look(job, watched, done)):
+                show(done, seen)
             # Processes agree on stopping at log steps; asking at every step would cost a synchronisation.
             number = signal_number() if log or not distributed.active() else 0
             stop = distributed.any_process(number != 0, job.device) if log else number != 0

@@ -16,7 +16,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def slow_dino(student: Tensor, teacher: Tensor, temp: float) -> tuple[float, int]:
-    """Mean over pairs (teacher view q, student view v), q != v, of the batch mean of -sum P_q log S_v; and their number."""
+    """Mean over pairs of teacher view q and student view v != q of -sum P_q log S_v, a mean over images; the number."""
     terms = []
     for q in range(2):
         for v in range(len(student)):

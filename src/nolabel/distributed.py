@@ -5,7 +5,9 @@ a loss that couples the whole batch (SimCLR's negatives, BatchNorm) then has the
 """
 
 import contextlib
+import inspect
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 
 def active() -> bool:
@@ -41,6 +44,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1 or active():
         yield
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL's collectives without a tensor, such as a barrier, use the current one
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
@@ -76,6 +81,18 @@ def any_process(flag: bool, device: torch.device) -> bool:
     x = torch.tensor(float(flag), device=device)
     dist.all_reduce(x, op=dist.ReduceOp.MAX)
     return bool(x.item())
+
+
+def data_parallel(module: nn.Module) -> nn.Module:
+    """`module` with gradients averaged over processes. Buffers, the same everywhere by construction, are not sent."""
+    if not active():
+        return module
+    # Gradients of 1x1 convolutions of channels-last images: the same memory described by other strides.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # the old name warns
+    option: dict[str, Any] = {name: False}
+    return DistributedDataParallel(module, **option)
 
 
 class _AllSum(torch.autograd.Function):

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from nolabel import distributed
 from nolabel.backbones import Backbone, backbone, parse_args
@@ -69,7 +68,7 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
         for module in method.modules():
             if isinstance(module, Backbone):
                 module.compile_blocks()
-    model = DistributedDataParallel(method, broadcast_buffers=False) if distributed.active() else method
+    model = distributed.data_parallel(method)
     stream = Stream(images, method.views(), config.seed, config.batch_size)
     per_epoch = len(images.names) // config.batch_size
     total = config.steps or config.epochs * per_epoch

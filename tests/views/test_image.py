@@ -129,7 +129,7 @@ def test_solarize_turns_every_value_from_128_up() -> None:
 
 
 def test_the_operations_come_in_the_order_of_the_paper() -> None:
-    """Crop, flip, colours in their drawn order, grayscale, blur, solarize: one after the other gives the same pixels."""
+    """Crop, flip, colours in their drawn order, grayscale, blur, solarize: one by one gives the same pixels."""
     jitter = (("hue", 0.1), ("contrast", 1.4), ("brightness", 0.7), ("saturation", 1.2))
     drawn = Drawn((3, 5, 40, 50), True, jitter, False, 1.3, True)
     steps = [

@@ -1,0 +1,420 @@
+"""What every method promises, and planted bugs that must break the promise."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import BACKBONES, changed, everything, job, small, step, views
+from torch import Tensor, nn
+
+from nolabel.backbones import Features
+from nolabel.checkpoint import Checkpoint, load_newest, optimizer_tensors, restore_optimizer, save
+from nolabel.heads import DINOHead
+from nolabel.job import Job
+from nolabel.methods import METHODS, MethodConfig
+from nolabel.methods.base import MakeBackbone
+from nolabel.methods.dino import DINO, DINOConfig
+from nolabel.methods.simclr import SimCLRConfig
+from nolabel.momentum import move_teacher
+from nolabel.schedules import Clock
+
+# A new method: one line of small sizes.
+SMALL: dict[str, MethodConfig] = {
+    "dino": DINOConfig(32, 16, 2, num_prototypes=64, hidden_dim=32, bottleneck_dim=16, drop_path=0.0, momentum=0.9),
+    "simclr": SimCLRConfig(size=32, projection_dim=16),
+}
+OK, BAD = torch.ones(()), torch.zeros(())
+Make = Callable[..., Job]
+
+
+def loss_of(j: Job, seed: int = 0, number: int = 0) -> Tensor:
+    return j.method(views(j, seed), j.clock(number))["loss"]  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def shake(module: nn.Module, scale: float = 0.05) -> None:
+    """Away from special starting points, such as the zero gains at the end of ResNet's blocks."""
+    generator = torch.Generator().manual_seed(1)
+    for p in module.parameters():
+        p.add_(torch.randn(p.shape, generator=generator), alpha=scale)
+
+
+def is_statistic(name: str) -> bool:
+    return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+
+
+def remembers(j: Job) -> dict[str, Tensor]:
+    """What may move in `after_step` alone: all that no gradient moves, but for BatchNorm's statistics."""
+    trained = {n for n, p in j.method.named_parameters() if p.requires_grad}
+    return {n: v.clone() for n, v in j.method.state_dict().items() if n not in trained and not is_statistic(n)}
+
+
+def teacher(j: Job) -> nn.Module | None:
+    return getattr(j.method, "teacher", None)
+
+
+# The contract.
+
+
+def gives_a_finite_loss_and_a_gradient_to_every_parameter(make: Make) -> None:
+    j = make()
+    trainable = {n: p for n, p in j.method.named_parameters() if p.requires_grad}
+    for p in trainable.values():
+        assert p.grad is None
+    shake(j.method)
+    said = j.method(views(j), j.clock(0))
+    assert all(value.ndim == 0 and value.isfinite() for value in said.values()), "a metric is no finite 0-d tensor"
+    assert not any(value.requires_grad for name, value in said.items() if name != "loss"), "a metric keeps the graph"
+    said["loss"].backward()
+    without = [n for n, p in trainable.items() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
+    assert not without, f"no gradient for {without}"
+    assert all(isinstance(value, float) for value in j.method.settings(j.clock(0)).values())
+
+
+def starts_with_a_teacher_that_copies_the_student(make: Make) -> None:
+    j = make()
+    if teacher(j) is None:
+        return
+    ours, theirs = teacher(j).state_dict(keep_vars=True), j.method.student.state_dict(keep_vars=True)  # type: ignore
+    assert ours.keys() == theirs.keys()
+    wrong = [n for n in ours if not torch.equal(ours[n], theirs[n])]
+    assert not wrong, f"not copied: {wrong}"
+    assert not [n for n in ours if ours[n].data_ptr() == theirs[n].data_ptr()], "shared, not copied"
+    assert not [n for n, p in ours.items() if p.requires_grad], "the teacher takes gradients"
+
+
+def reads_every_part_of_the_teacher(make: Make) -> None:
+    j = make()
+    for name, part in teacher(j).named_children() if teacher(j) is not None else ():  # type: ignore[union-attr]
+        before = loss_of(j)
+        assert torch.equal(before, loss_of(j)), "the same input gives another loss"
+        shake(part)
+        assert abs(loss_of(j) - before) > 1e-4, f"the {name} of the teacher is never read"
+
+
+def moves_what_it_remembers_in_after_step_alone(make: Make) -> None:
+    j = make()
+    step(j, 0)
+    before, clock = remembers(j), j.clock(1)
+    j.optimizer.zero_grad()
+    loss_of(j, 1, 1).backward()
+    j.method.before_step(clock)
+    j.optimizer.step()
+    assert not changed(before, remembers(j)), f"moved before after_step: {changed(before, remembers(j))}"
+    j.method.after_step(clock, OK)
+    state, buffers = j.method.state_dict(), {n for n, _ in j.method.named_buffers()}
+    pairs = {n: n.replace("teacher.", "student.", 1) for n in before if n.startswith("teacher.")}
+    should = {n for n, s in pairs.items() if not torch.allclose(before[n], state[s])} | (buffers & before.keys())
+    assert should or teacher(j) is None
+    assert should <= set(changed(before, remembers(j))), f"never moved: {should - set(changed(before, remembers(j)))}"
+
+
+def moves_nothing_when_the_step_is_bad(make: Make) -> None:
+    j = make()
+    step(j, 0)
+    loss_of(j, 1, 1).backward()
+    before = everything(j)
+    j.method.after_step(j.clock(1), BAD)
+    assert not changed(before, everything(j)), f"moved in a bad step: {changed(before, everything(j))}"
+
+
+def evaluates_a_backbone_without_randomness(make: Make) -> None:
+    """Also in training mode: what a teacher says of an image must not depend on luck."""
+    j = make(drop_path=0.5)
+    net, x = j.method.backbone, views(j)[0]
+    assert any(net is m for m in j.method.modules())
+    found = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        features = net(x)
+        assert isinstance(features, Features)
+        assert features.pooled.shape == (8, net.num_features)
+        assert features.patches.shape == (8, features.grid[0] * features.grid[1], net.num_features)
+        found.append(features)
+    assert torch.equal(found[0].pooled, found[1].pooled), "the same image has two features"
+    assert torch.equal(found[0].patches, found[1].patches)
+
+
+def keeps_its_state_in_the_checkpoint(make: Make, folder: Path) -> None:
+    """Saved after two steps and loaded into a job with other weights, the third step is the same in every bit."""
+    a, b = make(), make(seed=1)
+    for number in range(2):
+        step(a, number)
+    step(b, 0, seed=7)
+    save(folder, 2, Checkpoint(a.method.state_dict(), optimizer_tensors(a.optimizer, a.method), {}), keep=1)
+    found, _ = load_newest(folder)
+    assert found is not None
+    b.method.load_state_dict(found.model)
+    restore_optimizer(b.optimizer, b.method, found.optim)
+    b = b._replace(config=a.config)  # the seed decides drop path
+    assert not changed(everything(a), everything(b)), "the state does not come back"
+    said = step(a, 2), step(b, 2)
+    assert said[0] == said[1] and not changed(everything(a), everything(b)), "the next step is another one"
+
+
+def learns_one_batch(make: Make) -> None:
+    """With running statistics frozen and teacher and center standing still, the loss must fall."""
+    j = make()
+    for module in j.method.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    optimizer = torch.optim.Adam([p for p in j.method.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        losses.append(loss_of(j, number=8))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.05, f"from {losses[0]:.4f} to {losses[-1]:.4f}"
+
+
+def sums_micro_batches_to_the_whole_batch(make: Make) -> None:
+    """For losses that look at one image at a time; the others must say so in `couples_batch`."""
+    whole, split = make(), make(micro_batch=2)
+    said = [[step(j, number) for number in range(2)] for j in (whole, split)]
+    difference = max(abs(a["loss"] - b["loss"]) for a, b in zip(*said, strict=True))
+    if whole.method.couples_batch:
+        assert difference > 1e-3, "couples_batch is set, and splitting changes nothing"
+        return
+    assert difference < 1e-5, f"the loss differs by {difference}"
+    a, b = everything(whole), everything(split)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-6, msg=f"{name} differs")
+
+
+def freezes_the_last_layer_in_the_first_epoch(make: Make) -> None:
+    """Methods with that setting: no step, no decay, no moments; from the second epoch on it moves."""
+    j = make(freeze_last_layer=1)
+    if not hasattr(j.config.method, "freeze_last_layer"):
+        return
+    before = everything(j)
+    for number in range(j.steps_per_epoch):
+        step(j, number)
+    frozen = {k: v for k, v in everything(j).items() if "student" in k and "last_layer" in k}
+    assert frozen, "there is no last layer"
+    moved = [k for k, v in frozen.items() if k in changed(before, frozen) and v.any()]
+    assert not moved, f"moved while it was frozen: {moved}"
+    step(j, j.steps_per_epoch)
+    after = everything(j)
+    assert [k for k in frozen if k.startswith("student") and k in changed(frozen, after)], "the last layer never moves"
+
+
+CONTRACT = (
+    gives_a_finite_loss_and_a_gradient_to_every_parameter,
+    starts_with_a_teacher_that_copies_the_student,
+    reads_every_part_of_the_teacher,
+    moves_what_it_remembers_in_after_step_alone,
+    moves_nothing_when_the_step_is_bad,
+    evaluates_a_backbone_without_randomness,
+    learns_one_batch,
+    freezes_the_last_layer_in_the_first_epoch,
+)
+
+
+def maker(method: str, backbone: str = "vit") -> Make:
+    """Makes jobs of the method; settings go to the method if it has them, else to the run."""
+
+    def make(**values: Any) -> Job:
+        config = small(SMALL[method], **values)
+        in_method = {f.name for f in dataclasses.fields(config)} | {"drop_path", "freeze_last_layer"}
+        return job(config, backbone, **{k: v for k, v in values.items() if k not in in_method})
+
+    return make
+
+
+def test_every_method_has_small_sizes() -> None:
+    assert SMALL.keys() == METHODS.keys()
+    assert all(type(SMALL[name]) is method.Config for name, method in METHODS.items())
+
+
+@pytest.mark.parametrize("promise", CONTRACT, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_method(method: str, backbone: str, promise: Callable[[Make], None]) -> None:
+    promise(maker(method, backbone))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_method_keeps_its_state_in_the_checkpoint(method: str, backbone: str, tmp_path: Path) -> None:
+    keeps_its_state_in_the_checkpoint(maker(method, backbone), tmp_path)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_method_sums_micro_batches(method: str) -> None:
+    sums_micro_batches_to_the_whole_batch(maker(method))  # a ViT: BatchNorm couples the batch by itself
+
+
+# Planted bugs, each a mistake that was found in the wild. The contract must catch every one.
+
+
+class HeadNotCopied(DINO):
+    def __init__(self, config: DINOConfig, make_backbone: MakeBackbone) -> None:
+        super().__init__(config, make_backbone)
+        self.teacher["head"] = DINOHead(self.backbone.num_features, 64, 32, 16).requires_grad_(False)
+
+
+class TeacherIsTheStudent(DINO):
+    def __init__(self, config: DINOConfig, make_backbone: MakeBackbone) -> None:
+        super().__init__(config, make_backbone)
+        for ours, theirs in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            ours.data = theirs.data
+
+
+class TeacherTakesGradients(DINO):
+    def __init__(self, config: DINOConfig, make_backbone: MakeBackbone) -> None:
+        super().__init__(config, make_backbone)
+        self.teacher.requires_grad_(True)
+
+
+class TeacherNeverRead(DINO):
+    def forward(self, views: Sequence[Tensor], clock: Clock) -> Any:
+        teacher, self.teacher = self.teacher, self.student
+        said = super().forward(views, clock)
+        self.teacher = teacher
+        return said
+
+
+class TeacherHeadNeverRead(DINO):
+    def forward(self, views: Sequence[Tensor], clock: Clock) -> Any:
+        teacher, self.teacher = (
+            self.teacher,
+            nn.ModuleDict({"backbone": self.teacher["backbone"], "head": self.student["head"]}),
+        )
+        said = super().forward(views, clock)
+        self.teacher = teacher
+        return said
+
+
+class TeacherMovesInForward(DINO):
+    def forward(self, views: Sequence[Tensor], clock: Clock) -> Any:
+        move_teacher(self.teacher.parameters(), self.student.parameters(), 0.99, OK)
+        return super().forward(views, clock)
+
+
+class CenterMovesInForward(DINO):
+    def forward(self, views: Sequence[Tensor], clock: Clock) -> Any:
+        said = super().forward(views, clock)
+        self.center.add_(0.1 * self._logits_sum / self._num_logits)
+        return said
+
+
+class TeacherNeverMoves(DINO):
+    def after_step(self, clock: Clock, ok: Tensor) -> None:
+        kept = [p.clone() for p in self.teacher.parameters()]
+        super().after_step(clock, ok)
+        for p, old in zip(self.teacher.parameters(), kept, strict=True):
+            p.copy_(old)
+
+
+class HeadNeverMoves(DINO):
+    def after_step(self, clock: Clock, ok: Tensor) -> None:
+        kept = [p.clone() for p in self.teacher["head"].parameters()]
+        super().after_step(clock, ok)
+        for p, old in zip(self.teacher["head"].parameters(), kept, strict=True):
+            p.copy_(old)
+
+
+class BadStepMoves(DINO):
+    def after_step(self, clock: Clock, ok: Tensor) -> None:
+        super().after_step(clock, OK)
+
+
+class TeacherWithDropPath(DINO):
+    def __init__(self, config: DINOConfig, make_backbone: MakeBackbone) -> None:
+        super().__init__(config, lambda rate: make_backbone(config.drop_path))
+
+
+class NeverFrozen(DINO):
+    def before_step(self, clock: Clock) -> None:
+        pass
+
+
+class FrozenForever(DINO):
+    def before_step(self, clock: Clock) -> None:
+        super().before_step(clock._replace(step=0))
+
+
+class FrozenByZeros(DINO):
+    """Zero gradients instead of none: weight decay still moves the layer."""
+
+    def before_step(self, clock: Clock) -> None:
+        if clock.epoch < 1:
+            for p in self.student["head"].last_layer.parameters():  # type: ignore[union-attr]
+                if p.grad is not None:
+                    p.grad.zero_()
+
+
+class UntrainedPart(DINO):
+    def __init__(self, config: DINOConfig, make_backbone: MakeBackbone) -> None:
+        super().__init__(config, make_backbone)
+        self.extra = nn.Linear(3, 3)
+
+
+class NoGradient(DINO):
+    def forward(self, views: Sequence[Tensor], clock: Clock) -> Any:
+        said = super().forward(views, clock)
+        return {**said, "loss": said["loss"] * 0}
+
+
+PLANTED: list[tuple[type[DINO], Callable[[Make], None], str]] = [
+    (HeadNotCopied, starts_with_a_teacher_that_copies_the_student, "not copied: .*head"),
+    (TeacherIsTheStudent, starts_with_a_teacher_that_copies_the_student, "shared"),
+    (TeacherTakesGradients, starts_with_a_teacher_that_copies_the_student, "takes gradients"),
+    (TeacherNeverRead, reads_every_part_of_the_teacher, "backbone of the teacher is never read"),
+    (TeacherHeadNeverRead, reads_every_part_of_the_teacher, "head of the teacher is never read"),
+    (TeacherMovesInForward, moves_what_it_remembers_in_after_step_alone, "moved before after_step: .*teacher"),
+    (CenterMovesInForward, moves_what_it_remembers_in_after_step_alone, "moved before after_step: .*center"),
+    (TeacherNeverMoves, moves_what_it_remembers_in_after_step_alone, "never moved: .*teacher"),
+    (HeadNeverMoves, moves_what_it_remembers_in_after_step_alone, "never moved: .*teacher.head"),
+    (BadStepMoves, moves_nothing_when_the_step_is_bad, "moved in a bad step: .*center"),
+    (TeacherWithDropPath, evaluates_a_backbone_without_randomness, "two features"),
+    (NeverFrozen, freezes_the_last_layer_in_the_first_epoch, "moved while it was frozen"),
+    (FrozenByZeros, freezes_the_last_layer_in_the_first_epoch, "moved while it was frozen"),
+    (FrozenForever, freezes_the_last_layer_in_the_first_epoch, "never moves"),
+    (UntrainedPart, gives_a_finite_loss_and_a_gradient_to_every_parameter, "no gradient for .*extra"),
+    (NoGradient, gives_a_finite_loss_and_a_gradient_to_every_parameter, "no gradient for .*student"),
+    (NoGradient, learns_one_batch, "from"),
+]
+
+
+@pytest.mark.parametrize(("bug", "promise", "message"), PLANTED, ids=lambda x: getattr(x, "__name__", "-"))
+def test_a_planted_bug_is_caught(
+    bug: type[DINO], promise: Callable[[Make], None], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "dino", bug)
+    with pytest.raises(AssertionError, match=message):
+        promise(maker("dino"))
+
+
+class CenterNotSaved(DINO):
+    def __init__(self, config: DINOConfig, make_backbone: MakeBackbone) -> None:
+        super().__init__(config, make_backbone)
+        self.register_buffer("center", self.center, persistent=False)
+
+
+class CenterOfTheLastMicroBatch(DINO):
+    def forward(self, views: Sequence[Tensor], clock: Clock) -> Any:
+        self._logits_sum, self._num_logits = None, 0
+        return super().forward(views, clock)
+
+
+def test_a_state_that_is_not_saved_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "dino", CenterNotSaved)
+    with pytest.raises(AssertionError, match="the next step is another one"):
+        keeps_its_state_in_the_checkpoint(maker("dino"), tmp_path)
+
+
+def test_micro_batches_that_are_forgotten_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "dino", CenterOfTheLastMicroBatch)
+    with pytest.raises(AssertionError, match="differs"):
+        sums_micro_batches_to_the_whole_batch(maker("dino"))
+
+
+def test_a_coupled_loss_that_does_not_say_so_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METHODS["simclr"], "couples_batch", False)
+    with pytest.raises(AssertionError, match="the loss differs"):
+        sums_micro_batches_to_the_whole_batch(maker("simclr"))

@@ -1,0 +1,110 @@
+"""Two processes over gloo do what one does: reductions, BatchNorm of the joined batch, and whole training steps.
+
+Drop path is off, as everywhere in these jobs: its draws are those of a process. Tolerances are absolute, for values
+of size one; sums over two processes are rounded in another order.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from two_processes import RUNS, STEPS
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+Found = dict[str, dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", SCRIPT, folder],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [p.communicate(timeout=240)[1] for p in started]
+    finally:
+        for p in started:
+            p.kill()
+    assert [p.returncode for p in started] == [0, 0], "\n".join(said)
+    first, second = (torch.load(folder / f"{rank}.pt") for rank in range(2))
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[Found]:
+    """What one process finds on the same rows."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield {name: run() for name, run in RUNS.items()}
+    torch.set_num_threads(threads)
+
+
+def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
+    """The largest difference under each name."""
+    assert a.keys() == b.keys()
+    return {name: (a[name].double() - b[name].double()).abs().max().item() for name in a}
+
+
+TOLERANCE = {
+    "reductions": 1e-4,  # of values up to 40
+    "flags": 0,
+    "batchnorm 1d": 1e-4,  # a mean of 100 leaves five digits
+    "batchnorm 2d": 1e-4,
+    "batchnorm without affine": 1e-4,
+    "dino vit": 1e-5,
+    "dino vit in micro-batches": 1e-5,
+    "dino resnet": 1e-4,
+    "simclr resnet": 1e-4,
+}
+
+
+@pytest.mark.parametrize("name", TOLERANCE)
+def test_two_processes_are_one(name: str, pair: tuple[Found, Found], one: Found) -> None:
+    for found in pair:
+        difference = apart(one[name], found[name])
+        worst = max(difference, key=difference.__getitem__)
+        assert difference[worst] <= TOLERANCE[name], f"{worst} differs by {difference[worst]:.2g}"
+
+
+@pytest.mark.parametrize("name", [name for name in TOLERANCE if "dino" in name or "simclr" in name])
+def test_both_processes_end_with_the_same_bits(name: str, pair: tuple[Found, Found]) -> None:
+    first, second = pair[0][name], pair[1][name]
+    assert [k for k in first if not torch.equal(first[k], second[k])] == []
+
+
+@pytest.mark.parametrize("name", ["dino vit", "simclr resnet"])
+def test_the_steps_really_moved(name: str, one: Found) -> None:
+    """Or the tolerances above would say little."""
+    assert abs(one[name][f"loss {STEPS - 1}"] - one[name]["loss 0"]) > 0.01
+
+
+def test_a_center_that_is_not_reduced_is_caught(pair: tuple[Found, Found], one: Found) -> None:
+    """The same comparison as above finds the planted bug."""
+    right, wrong = one["dino vit"], pair[0]["center not reduced"]
+    assert apart(right, one["center not reduced"]) == dict.fromkeys(right, 0.0)  # with one process it is no bug
+    assert apart(right, wrong)["center"] > 100 * TOLERANCE["dino vit"]
+    assert not torch.equal(wrong["center"], pair[1]["center not reduced"]["center"])
+
+
+def test_saved_names_are_those_of_one_process(pair: tuple[Found, Found], one: Found) -> None:
+    """BatchNorm statistics included: a checkpoint of two processes opens in one."""
+    for name in ("dino resnet", "simclr resnet"):
+        assert pair[0][name].keys() == one[name].keys()
+        assert any(k.endswith("running_var") for k in pair[0][name])

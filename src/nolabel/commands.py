@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -201,7 +202,8 @@ def _demo(args: list[str]) -> None:
 
 def say_weights(finished: Run) -> None:
     """What a user needs at the end: where the weights are, and how to load them."""
-    print(tour.ending(finished))
+    if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun keep silent; the group is gone by now
+        print(tour.ending(finished))
 
 
 def _parse(kind: Any, args: Sequence[str], program: str, default: Any = None) -> Any:

@@ -93,7 +93,7 @@ RECIPES: dict[str, Recipe] = {
             "batch_size": 256,
             "mean": [0.0, 0.0, 0.0],
             "std": [1.0, 1.0, 1.0],
-            "method": {"size": 128, "scale": [0.2, 1.0], "jitter_strength": 0.5, "temperature": 0.2},
+            "method": {"size": 128, "scale": [0.2, 1.0], "jitter": [0.4, 0.4, 0.4, 0.1], "temperature": 0.2},
             "optim": {
                 "lr": 1e-3,
                 "min_lr": 0.0,

@@ -22,8 +22,20 @@ from nolabel.weights import load_weights
 NUM_TRAIN, NUM_VAL, SIZE, PICTURE = 6000, 1500, 32, 96
 NETWORK = {"backbone_args": ["layers=[1,1,1,1]", "channels=[32,64,128,256]", "output_stride=8"]}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "simclr-small": {"method": {"size": 32}},
-    "dino-small": {"method": {"global_size": 32, "local_size": 16}},
+    # Crops that keep most of the object and colours that say little: what is left to recognise is the shape.
+    "simclr-small": {
+        "batch_size": 128,
+        "method": {
+            "size": SIZE,
+            "scale": [0.4, 1.0],
+            "jitter": [0.8, 0.8, 0.8, 0.5],
+            "blur": 0.0,
+            "projection_dim": 64,
+            "temperature": 0.2,
+        },
+        "optim": {"lr": 4e-3},
+    },
+    "dino-small": {"method": {"global_size": SIZE, "local_size": SIZE // 2}},
 }
 
 

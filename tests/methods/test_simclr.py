@@ -22,7 +22,7 @@ def test_the_views_are_the_papers() -> None:
     view = View(224, (0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grayscale=0.2, blur=0.5, solarize=0.0)
     assert j.method.views() == (view, view)
     assert (view.ratio, view.flip, view.blur_sigma, view.interpolation) == ((3 / 4, 4 / 3), 0.5, (0.1, 2.0), "bicubic")
-    j.method.config = SimCLRConfig(size=32, jitter_strength=0.5, blur=0.0, scale=(0.2, 1.0))  # type: ignore[assignment]
+    j.method.config = SimCLRConfig(size=32, jitter=(0.4, 0.4, 0.4, 0.1), blur=0.0, scale=(0.2, 1.0))  # type: ignore[assignment]
     assert j.method.views()[1] == View(32, (0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), blur=0.0)
 
 

@@ -40,14 +40,17 @@ def resolve(config: TrainConfig[Any], num_images: int, world_size: int, device: 
     per_epoch = num_images // config.batch_size
     total = config.steps or config.epochs * per_epoch
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local = max(world_size, 1) if device.type == "cpu" else 1
+    on_cpu = device.type == "cpu"
+    local = max(1, cpus // (world_size if on_cpu else _local_world()))  # processors of one process
+    workers = max(1, local // 2) if on_cpu else max(1, local - 1)
     share = config.batch_size // world_size
     auto: dict[str, Any] = {
         "device": device.type if device.type == "cuda" else str(device),
         "precision": _precision(device),
         "micro_batch": share,
-        "workers": max(1, cpus // 2 // local) if device.type == "cpu" else max(1, cpus // max(_local_world(), 1) - 1),
-        "threads": max(1, cpus // local) if device.type == "cpu" else 1,
+        "workers": workers,
+        # More threads than free processors wait for each other: with one busy neighbour, half as fast.
+        "threads": max(1, local - workers) if on_cpu else 1,
         "log_every": max(1, min(50, total // 200)),
         "eval_every": max(1, total // 20),
         "checkpoint_every": max(1, min(per_epoch, total)),

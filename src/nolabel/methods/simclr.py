@@ -27,8 +27,8 @@ class SimCLRConfig(MethodConfig):
     """Side of both views in pixels."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Area of a crop as a share of the image."""
-    jitter_strength: float = 1.0
-    """Factor on the colour jitter (.8, .8, .8, .2)."""
+    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
+    """Strength of brightness, contrast, saturation and hue."""
     blur: float = 0.5
     """Probability of a Gaussian blur."""
     projection_dim: int = 128
@@ -59,8 +59,7 @@ class SimCLR(Method):
 
     def views(self) -> tuple[View, ...]:
         c = self.config
-        s = c.jitter_strength
-        view = View(c.size, c.scale, jitter=(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s), blur=c.blur)
+        view = View(c.size, c.scale, jitter=c.jitter, blur=c.blur)
         return (view, view)
 
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Mapping[str, Tensor]:

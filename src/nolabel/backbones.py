@@ -82,6 +82,12 @@ class Backbone(nn.Module):
     def compile_blocks(self) -> None:
         """torch.compile block by block (a ViT) or as a whole, in place: the names of the state dict stay timm's."""
         blocks = self.model.blocks if isinstance(self.model, VisionTransformer) else [self.model]
+        # Each block's drop path makes a graph of its own, each size and each mode another; beyond dynamo's limit of 8
+        # blocks would fall back to eager without a word.
+        from torch._dynamo import config  # slow to import, and seldom needed
+
+        config.recompile_limit = max(config.recompile_limit, 8 * len(blocks))
+        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * len(blocks))
         for block in blocks:
             block.compile()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import job, step, views
+from tiny import BACKBONES, changed, everything, job, step, views
 from torch import Tensor
 
 from nolabel import losses
@@ -243,3 +243,25 @@ def test_the_loss_is_the_one_of_the_losses_module(monkeypatch: pytest.MonkeyPatc
     assert student.shape == (4, 8, 64) and teacher.shape == (2, 8, 64) and temp == 0.1
     assert not teacher.requires_grad and student.requires_grad
     torch.testing.assert_close(teacher.sum(-1), torch.ones(2, 8))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own looking around
+def test_compiling_blocks_changes_nothing_and_none_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More blocks than dynamo's default limit of 8, each with its own drop path, two sizes, with and without gradient.
+
+    The backend is dynamo's own, which compiles no code: what is tested is that every block is captured.
+    """
+    from torch._dynamo import config
+
+    real = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: real(module, backend="eager"))
+    limits = {"recompile_limit": 8, "accumulated_recompile_limit": 256, "fail_on_recompile_limit_hit": True}
+    with config.patch(limits):
+        found = []
+        for compiled in (True, False):
+            method = dataclasses.replace(CONFIG, drop_path=0.2)
+            args = (*BACKBONES["vit"][1], "depth=9")
+            j = job(method, compile=compiled, backbone_args=args)
+            assert step(j, 0)["loss"] > 0
+            found.append(everything(j))
+    assert not changed(*found)

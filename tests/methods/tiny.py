@@ -28,8 +28,15 @@ SGD = OptimConfig("sgd", lr=3.2, min_lr=1e-3, warmup_epochs=0, weight_decay=0.01
 def job(method: MethodConfig, backbone: str = "vit", **settings: Any) -> Job:
     """A job of 4 steps an epoch and 8 images a step, which are 32 x 32 at most."""
     name, args = BACKBONES[backbone]
-    defaults = {"optim": SGD, "batch_size": 8, "epochs": 10, "precision": "fp32", "threads": torch.get_num_threads()}
-    config: TrainConfig[Any] = TrainConfig(method=method, backbone=name, backbone_args=args, **(defaults | settings))
+    defaults = {
+        "backbone_args": args,
+        "optim": SGD,
+        "batch_size": 8,
+        "epochs": 10,
+        "precision": "fp32",
+        "threads": torch.get_num_threads(),
+    }
+    config: TrainConfig[Any] = TrainConfig(method=method, backbone=name, **(defaults | settings))
     return build(resolve(config, len(IMAGES.names), distributed.world_size(), CPU), IMAGES, CPU)
 
 

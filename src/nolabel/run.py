@@ -120,14 +120,21 @@ def write_status(run: Path, state: str, step: int, reason: str = "", exit_code: 
     write_json(run / "status.json", status | ({} if exit_code is None else {"exit_code": exit_code}))
 
 
+def check_new(path: Path, overwrite: bool) -> None:
+    """UsageError unless `path` is free for a new run: absent, empty, or a run that `overwrite` may replace."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    is_run = (path / "config.yaml").is_file()
+    if not (is_run and overwrite):
+        way = f"`nolabel resume {path}` goes on with it, " if is_run else ""
+        last = "--overwrite replaces it." if is_run else "nolabel never replaces what is not a run."
+        raise UsageError(f"{path} exists and is not empty: {way}another --out starts afresh, {last}")
+
+
 def create(path: Path, overwrite: bool) -> None:
-    """Make the run folder. An existing folder with content is refused unless `overwrite`, which empties a *run*."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        is_run = (path / "config.yaml").is_file()
-        if not (overwrite and is_run):
-            way = f"`nolabel resume {path}` goes on with it, " if is_run else ""
-            last = "--overwrite replaces it." if is_run else "nolabel never replaces what is not a run."
-            raise UsageError(f"{path} exists and is not empty: {way}another --out starts afresh, {last}")
+    """Make the run folder, empty. UsageError as `check_new`, or if another process holds it."""
+    check_new(path, overwrite)
+    if path.exists() and any(path.iterdir()):
         with locked(path):
             shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """The demo: the whole tour on a made-up world, in minutes on a CPU."""
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from nolabel.estimate import estimate
 from nolabel.job import recipe_config
 from nolabel.plots import attention_sheet, pca_sheet, prepare
 from nolabel.progress import duration
-from nolabel.run import Run
+from nolabel.run import Run, check_new
 from nolabel.train import train
 from nolabel.weights import load_weights
 
@@ -44,9 +45,8 @@ def demo(out: Path, recipe: str, minutes: float, seed: int, overwrite: bool) -> 
     if minutes <= 0:
         raise UsageError("--minutes is more than 0: four are enough for SimCLR, an hour for DINO.")
     started = time.monotonic()
-    folder = out.with_name(out.name + "-world")
-    _say(f"Making a world of {NUM_TRAIN + NUM_VAL:,} pictures in {folder}: {', '.join(world.CLASSES)} ...")
-    world.write(folder, NUM_TRAIN, NUM_VAL, SIZE, seed)
+    check_new(out, overwrite)
+    folder = _world(out.with_name(out.name + "-world"), seed)
     config = _config(out, folder, recipe, seed)
     steps = max(1, round(60 * minutes / estimate(config).seconds_per_step))
     _say(f"Training {recipe} without labels for {minutes:g} minutes: {steps:,} steps ...")
@@ -84,6 +84,19 @@ def ending(run: Run) -> str:
         "    model.eval()\n\n"
         f"The report is {run.path}/report.html."
     )
+
+
+def _world(folder: Path, seed: int) -> Path:
+    """The folder of pictures; one that an earlier demo made is used again if it is the same, else replaced."""
+    made, name = folder / ".nolabel-demo", f"{NUM_TRAIN} {NUM_VAL} {SIZE} {seed}"
+    if made.is_file() and made.read_text(encoding="utf-8") == name:
+        return folder
+    if made.is_file():
+        shutil.rmtree(folder)
+    _say(f"Making a world of {NUM_TRAIN + NUM_VAL:,} pictures in {folder}: {', '.join(world.CLASSES)} ...")
+    world.write(folder, NUM_TRAIN, NUM_VAL, SIZE, seed)
+    made.write_text(name, encoding="utf-8")
+    return folder
 
 
 def _config(out: Path, folder: Path, recipe: str, seed: int) -> TrainConfig[Any]:

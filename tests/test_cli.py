@@ -107,7 +107,7 @@ def test_eval_knn(trained: Path, pictures: Path, capsys: pytest.CaptureFixture[s
     assert call("eval", "knn", trained, pictures) == 0
     assert (trained / "eval" / "knn.json").read_bytes() == before
     table = capsys.readouterr().out
-    assert "raw pixels" in table and "untrained network" in table and "run  " in table
+    assert "raw pixels" in table and "untrained network" in table and "trained network" in table
 
 
 def test_eval_of_random_weights(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,11 +63,13 @@ def demo(out: Path, recipe: str, minutes: float, seed: int, overwrite: bool) -> 
 def table(result: dict[str, Any]) -> str:
     """A k-NN result with its floors for people: accuracy in percent, a column for each k."""
     ks = list(result["metrics"]["top1"])
+    weights = result["settings"]["weights"]
     rows = [
         ("raw pixels", result["floor"].get("raw_pixels")),
         ("untrained network", result["floor"].get("random_weights")),
+        (weights[:20] if weights.startswith("random:") else "trained network", result["metrics"]),
     ]
-    rows = [(name, row) for name, row in rows if row] + [(result["settings"]["weights"][:20], result["metrics"])]
+    rows = [(name, row) for name, row in rows if row]
     lines = [f"{'k-NN accuracy, %':<20}" + "".join(f"{'k = ' + k:>10}" for k in ks)]
     lines += [f"{name:<20}" + "".join(f"{row['top1'][k]:>10.1f}" for k in ks) for name, row in rows]
     d = result["data"]
@@ -111,7 +113,8 @@ def _pictures(run: Run, seed: int) -> None:
     net, folder = loaded.backbone, run.path / "pictures"
     folder.mkdir(exist_ok=True)
     drawn = [
-        torch.from_numpy(world.render(i, 10**6 + seed, PICTURE)[0]).permute(2, 0, 1) for i in range(len(world.CLASSES))
+        torch.from_numpy(world.render(i, 10**6 * (seed + 1) + i, PICTURE)[0]).permute(2, 0, 1)
+        for i in range(len(world.CLASSES))
     ]
     ready = [prepare(image, PICTURE, net.patch_size, loaded.mean, loaded.std) for image in drawn]
     pca_sheet(net, ready, loaded.mean, loaded.std, world.CLASSES).save(folder / "pca.png")

@@ -90,6 +90,13 @@ def test_weights_are_those_of_the_teacher(trained: Path) -> None:
     assert any(not torch.equal(t, state[f"student.backbone.model.{n}"]) for n, t in shipped.items())
 
 
+def test_a_warmup_that_does_not_fit_is_said(tiny: dict[str, Any], pictures: Path, tmp_path: Path, capsys: Any) -> None:
+    arguments = ["train", "dino-small", pictures / "train", "--out", tmp_path / "run", "--steps", 3]
+    assert call(*arguments, *options(tiny), "--optim.warmup-epochs", 10) == 0
+    assert "optim.warmup_epochs is longer than the run: it shrinks from 10 to 0.1 epochs" in capsys.readouterr().err
+    assert nolabel.Run(tmp_path / "run").config()["optim"]["warmup_epochs"] == pytest.approx(0.1)
+
+
 def test_a_run_can_be_repeated_from_its_config(trained: Path, tmp_path: Path, pictures: Path) -> None:
     out = tmp_path / "again"
     assert call("train", "--config", trained / "config.yaml", "--out", out) == 0

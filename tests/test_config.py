@@ -205,7 +205,6 @@ def test_the_warnings() -> None:
     split = dataclasses.replace(fits, micro_batch=32)
     assert check(split, [], None, False) == []
     assert "--micro-batch" in check(split, [], None, True)[0]
-    assert "warm-up of 10 epochs" in check(dataclasses.replace(fits, epochs=10), [], None, False)[0]
 
 
 def test_a_device_that_is_not_there() -> None:

@@ -72,9 +72,7 @@ def run(block: Block, folder: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, (
-        f"line {block.line}: exit code {done.returncode}\n{block.code}\n{done.stdout}"
-    )
+    assert done.returncode == 0, f"line {block.line}: exit code {done.returncode}\n{block.code}\n{done.stdout}"
 
 
 @pytest.fixture(scope="session")

@@ -63,9 +63,7 @@ def allowed(here: Module, there: Module) -> bool:
 def forbidden(source: str, file: str) -> list[str]:
     here = module(file)
     return [
-        f"{'.'.join(here)} imports {'.'.join(there)}"
-        for there in imports(source, file)
-        if not allowed(here, there)
+        f"{'.'.join(here)} imports {'.'.join(there)}" for there in imports(source, file) if not allowed(here, there)
     ]
 
 

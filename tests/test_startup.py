@@ -14,9 +14,7 @@ LIMIT_S = 0.5
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, env=clean
-    )
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, env=clean)
 
 
 def imported(log: str) -> set[str]:

@@ -1,15 +1,9 @@
 """The momentum teacher: a slow copy of the student, moved in one place."""
 
-import copy
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-
-
-def teacher_of(student: nn.Module) -> nn.Module:
-    """An exact copy of `student` that takes no gradient."""
-    return copy.deepcopy(student).requires_grad_(False)
 
 
 @torch.no_grad()

@@ -21,11 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nolabel import distributed, run, saving
 from nolabel import monitor as watch
-from nolabel.config import TrainConfig, find_device, known, read_yaml, resolve
+from nolabel.config import TrainConfig, find_device, known, read_yaml, resolve, shrunk
 from nolabel.data.images import BadFile, scan, too_many_bad
 from nolabel.data.loader import batches
 from nolabel.errors import DataError, NumericError
-from nolabel.job import Job, Record, build, config_from, config_yaml
+from nolabel.job import Job, Record, build, config_from, config_yaml, say
 from nolabel.optim import all_finite, clip_each, set_schedules
 from nolabel.progress import progress
 from nolabel.report import report
@@ -43,11 +43,13 @@ def train(config: TrainConfig[Any], overwrite: bool = False) -> run.Run:
     device, out = find_device(config.device), Path(config.out)
     with distributed.process_group(device):
         images = scan(config.data, config.subfolder)
-        config = resolve(config, len(images.names), distributed.world_size(), device)
+        asked, config = config, resolve(config, len(images.names), distributed.world_size(), device)
         job = build(config, images, device)
         if distributed.is_main():
             run.create(out, overwrite)
             run.write_text(out / "config.yaml", config_yaml(config))
+        for line in shrunk(asked, config):
+            say(f"warning: {line}")
         with run.locked(out) if distributed.is_main() else contextlib.nullcontext(), saving.recorded(job, 0):
             loop(job, 0, [])
     return run.Run(out)

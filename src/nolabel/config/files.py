@@ -51,14 +51,24 @@ def update(config: Any, values: dict[str, Any], where: str = "") -> Any:
 
 def differences(config: Any, default: Any) -> dict[str, Any]:
     """What `config` changes: the default's values by dotted name. Settings that were `auto` don't count."""
-
-    def flat(value: Any, name: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {name: value}
-        return {k: v for key in value for k, v in flat(value[key], f"{name}.{key}" if name else key).items()}
-
-    now, before = flat(_plain(config), ""), flat(_plain(default), "")
+    now, before = _flat(_plain(config)), _flat(_plain(default))
     return {name: old for name, old in before.items() if old != "auto" and now.get(name) != old}
+
+
+def shrunk(before: Any, after: Any) -> list[str]:
+    """A line for each warm-up that `resolve` has made shorter, because it was longer than the run."""
+    now = _flat(_plain(after))
+    return [
+        f"{name} is longer than the run: it shrinks from {old:g} to {now[name]:g} epochs"
+        for name, old in _flat(_plain(before)).items()
+        if "warmup" in name and isinstance(old, (int, float)) and now[name] < old
+    ]
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: v for key in value for k, v in _flat(value[key], f"{name}.{key}" if name else key).items()}
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

@@ -10,6 +10,7 @@ import torch
 from nolabel import distributed
 from nolabel.config.schema import TrainConfig
 from nolabel.errors import DataError, UsageError
+from nolabel.schedules import fit_warmup
 from nolabel.views import View
 
 LOWEST = {
@@ -57,7 +58,8 @@ def resolve(config: TrainConfig[Any], num_images: int, world_size: int, device: 
     }
     chosen = {name: value for name, value in auto.items() if getattr(config, name) == "auto"}
     method = config.method.resolve(num_images, config.batch_size, total)
-    return replace(config, method=method, **chosen)
+    warmup = fit_warmup(config.optim.warmup_epochs, total / per_epoch)
+    return replace(config, method=method, optim=replace(config.optim, warmup_epochs=warmup), **chosen)
 
 
 def known(value: int | Literal["auto"]) -> int:
@@ -79,9 +81,6 @@ def check(config: TrainConfig[Any], views: Sequence[View], patch_size: int | Non
                 f"Use crops of {near} px, or another patch size: --backbone-args patch_size=N."
             )
     warnings = []
-    epochs_warmup = config.optim.warmup_epochs
-    if config.steps is None and epochs_warmup >= config.epochs:
-        warnings.append(f"The warm-up of {epochs_warmup:g} epochs is as long as the run: it shrinks to a tenth of it.")
     share = config.batch_size // distributed.world_size()
     if couples_batch and config.micro_batch != "auto" and config.micro_batch < share:
         warnings.append(

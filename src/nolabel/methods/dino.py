@@ -85,8 +85,8 @@ class DINO(Method):
 
     def __init__(self, config: DINOConfig, make_backbone: MakeBackbone) -> None:
         super().__init__()
-        assert isinstance(config.num_prototypes, int) and isinstance(config.momentum, float)
-        self.config, self.start_momentum = config, config.momentum
+        assert isinstance(config.num_prototypes, int) and config.momentum != "auto"
+        self.config, self.start_momentum = config, float(config.momentum)
         self.student = self._network(make_backbone(config.drop_path))
         # Built anew rather than copied: the teacher has no drop path.
         self.teacher = self._network(make_backbone(0.0)).requires_grad_(False)

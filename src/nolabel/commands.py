@@ -188,7 +188,7 @@ class DemoOptions:
     """Run folder; the pictures lie beside it in OUT-world."""
     recipe: Literal["simclr-small", "dino-small"] = "simclr-small"
     """SimCLR learns in minutes; DINO needs thousands of steps: give it more --minutes."""
-    minutes: float = 3.5
+    minutes: float = 3.0
     """Training time on this machine, measured before the start."""
     seed: int = 0
     overwrite: bool = False

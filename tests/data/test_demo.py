@@ -107,6 +107,9 @@ def test_distorted_copies(kind: str) -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(UsageError, match="below 10"):
         demo.render(10, 0)
+    for class_id in (-1, 10):
+        with pytest.raises(UsageError, match="below 10"):
+            demo.clip(class_id, 0, 2, 32)
     with pytest.raises(UsageError, match="Did you mean: blur"):
         demo.distort(demo.render(0, 0)[0], "blurr", 0)
     with pytest.raises(UsageError, match="at least one frame"):

@@ -28,12 +28,16 @@ def render(class_id: int, seed: int, size: int = 32) -> tuple[Bytes, Mask]:
 
     `seed` is any number from 0 to 2**64 - 1. Raises UsageError for a class, seed or size that does not exist.
     """
+    return _frame(class_id, seed, size, 0)
+
+
+def _frame(class_id: int, seed: int, size: int, frame: int) -> tuple[Bytes, Mask]:
     if not (0 <= class_id < len(CLASSES) and 0 <= seed < 2**64 and size >= 8):
         raise UsageError(
             f"class {class_id}, seed {seed}, size {size}: expected a class below {len(CLASSES)}, a seed from 0 to "
             "2**64 - 1 and a size of at least 8 pixels."
         )
-    return draw(CLASSES[class_id], seed, size, frame=0)
+    return draw(CLASSES[class_id], seed, size, frame)
 
 
 def clip(class_id: int, seed: int, num_frames: int, size: int) -> tuple[Bytes, NDArray[np.bool_]]:
@@ -43,7 +47,7 @@ def clip(class_id: int, seed: int, num_frames: int, size: int) -> tuple[Bytes, N
     """
     if num_frames < 1:
         raise UsageError(f"num_frames is {num_frames}: a clip needs at least one frame.")
-    frames, masks = zip(*(draw(CLASSES[class_id], seed, size, frame) for frame in range(num_frames)), strict=True)
+    frames, masks = zip(*(_frame(class_id, seed, size, frame) for frame in range(num_frames)), strict=True)
     return np.stack(frames), np.stack(masks)
 
 

@@ -34,7 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "projection_dim": 64,
             "temperature": 0.2,
         },
-        "optim": {"lr": 4e-3},
+        "optim": {"lr": 8e-3},
     },
     "dino-small": {"method": {"global_size": SIZE, "local_size": SIZE // 2}},
 }

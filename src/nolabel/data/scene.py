@@ -17,7 +17,7 @@ CLUTTER = ("bar", "triangle", "square", "disc")
 
 # How much varies, so that raw pixels give the class away in at most 35 % of the cases (20-NN) and a small network
 # learns it within minutes; more of anything makes both harder.
-RADIUS = (0.55, 0.8)
+RADIUS = (0.5, 0.8)
 TURN = 20.0
 BEND = (0.09, 0.12, 0.09, 0.09)
 WALL_TEXTURE, OBJECT_TEXTURE, CLUTTER_COLOR = 0.08, 0.1, 0.25

@@ -34,6 +34,16 @@ def run(command: str, args: list[str]) -> None:
     COMMANDS[command](args)
 
 
+Weights = Annotated[str, Positional, tyro.conf.arg(metavar="WEIGHTS")]
+Data = Annotated[str, Positional, tyro.conf.arg(metavar="DATA")]
+
+TRAIN_HELP = (
+    "Pre-train a backbone on the images of DATA; --out names the new run folder. Besides the options below: --dry-run "
+    "only says what would happen, --overwrite replaces an earlier run, --config FILE starts from its settings. "
+    "`auto` is resolved before the first step and kept on resume."
+)
+
+
 def _train(args: list[str]) -> None:
     overwrite, dry = _take_flag(args, "--overwrite"), _take_flag(args, "--dry-run")
     file = _take_value(args, "--config")
@@ -51,7 +61,7 @@ def _train(args: list[str]) -> None:
         raise UsageError("--epochs and --steps both say how long to train: give one of them.")
     default = file_config(Path(file)) if file else recipe_config(recipe or "")
     title = f"nolabel train {recipe or '--config FILE'}"
-    config = _parse(type(default)[type(default.method)], args, title, default)  # type: ignore[index]
+    config = _parse(type(default)[type(default.method)], args, title, default, TRAIN_HELP)  # type: ignore[index]
     if not (config.data and config.out):
         raise UsageError(f"{title} DATA --out RUN: {'--out RUN' if config.data else 'DATA'} is missing.")
     if dry:
@@ -71,9 +81,9 @@ def _resume(args: list[str]) -> None:
 class EvalOptions:
     """k-NN accuracy of frozen features on labelled images, with the floors of raw pixels and random weights."""
 
-    weights: Positional[str]
+    weights: Weights
     """A run, a folder in timm's layout, a .safetensors file, random:BACKBONE, or a cached timm name."""
-    data: Positional[str]
+    data: Data
     """Labelled images: train/ with val/ or test/ of class folders, or class folders; a folder or a zip."""
     settings: Annotated[KNNConfig, tyro.conf.arg(name="")] = dataclasses.field(
         default_factory=lambda: KNNConfig(device="auto")
@@ -102,9 +112,9 @@ def _eval(args: list[str]) -> None:
 class ShowOptions:
     """Pictures of what a network sees, as PNG files."""
 
-    weights: Positional[str]
+    weights: Weights
     """As in `nolabel eval`."""
-    images: Positional[tuple[Path, ...]]
+    images: Annotated[tuple[Path, ...], Positional, tyro.conf.arg(metavar="IMAGE ...")]
     """Image files, or folders of them."""
     out: Path
     """Folder for the pictures."""
@@ -164,7 +174,7 @@ def _open(options: ShowOptions) -> list[tuple[str, Any]]:
 class CheckOptions:
     """What is in the data, and what training will skip and why. Decodes every image."""
 
-    data: Positional[str]
+    data: Data
     """A folder, a zip, or a text file of paths."""
     json: bool = False
     """Print everything as JSON."""
@@ -206,9 +216,9 @@ def say_weights(finished: Run) -> None:
         print(tour.ending(finished))
 
 
-def _parse(kind: Any, args: Sequence[str], program: str, default: Any = None) -> Any:
+def _parse(kind: Any, args: Sequence[str], program: str, default: Any = None, help: str | None = None) -> Any:
     given = {} if default is None else {"default": default}
-    return tyro.cli(kind, prog=program, args=args, **given)
+    return tyro.cli(kind, prog=program, args=args, description=help, **given)
 
 
 def _take_flag(args: list[str], flag: str) -> bool:

@@ -21,7 +21,7 @@ class TrainConfig(Generic[M]):
     """Optimizer, learning rate, weight decay, clipping."""
     recipe: Annotated[str, tyro.conf.Suppress] = ""
     """Name of the recipe that the defaults come from."""
-    data: tyro.conf.Positional[str] = ""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = ""
     """Folder, zip or text file of paths with the images."""
     subfolder: str | None = None
     """Train only on what lies below this folder of DATA, such as train."""

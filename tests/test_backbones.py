@@ -1,4 +1,4 @@
-"""Backbones: sizes and initial values of DINO's ViT (methods.md A1.1), and Features of every kind of network."""
+"""Backbones: sizes and initial values of DINO's ViT (Caron et al. 2021), and Features of every kind of network."""
 
 import math
 from collections.abc import Mapping

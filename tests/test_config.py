@@ -235,7 +235,7 @@ def test_a_warmup_of_the_teacher_temperature_that_is_longer_than_the_run_shrinks
 
 
 def test_the_paper_recipes_hold_the_papers_numbers() -> None:
-    """methods.md A4 and D3; the linear rule lr * batch / 256 is in `optim`."""
+    """Caron et al. 2021 and Chen et al. 2020; the linear rule lr * batch / 256 is in `optim`."""
     dino, boosted, resnet = (recipe_config(n) for n in ("dino", "dino-boosted", "dino-resnet50"))
     assert (dino.backbone, dino.epochs, dino.batch_size) == ("vit_small_patch16_224", 100, 512)
     c, o = dino.method, dino.optim

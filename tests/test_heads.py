@@ -1,4 +1,4 @@
-"""Heads: sizes, initial values and the weight-normalised prototypes (methods.md A1.4, D3)."""
+"""Heads: sizes, initial values and the weight-normalised prototypes (Caron et al. 2021, Chen et al. 2020)."""
 
 import pytest
 import torch

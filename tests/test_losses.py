@@ -1,4 +1,4 @@
-"""The losses against slow loops written from the equations, and their closed-form values (methods.md A3, D3, E2)."""
+"""The losses against slow loops written from the equations, and their closed-form values."""
 
 import math
 

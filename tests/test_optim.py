@@ -1,4 +1,4 @@
-"""Parameter groups, per-tensor clipping, LARS against a slow loop, steps that must be skipped (methods.md A4, D3)."""
+"""Parameter groups, per-tensor clipping, LARS against a slow loop, steps that must be skipped."""
 
 import math
 

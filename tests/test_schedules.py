@@ -1,4 +1,4 @@
-"""Every schedule of DINO against the arrays of its definition (methods.md A4), built literally with numpy."""
+"""Every schedule of DINO against the arrays of its definition (Caron et al. 2021), built literally with numpy."""
 
 import numpy as np
 import pytest

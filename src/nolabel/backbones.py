@@ -60,7 +60,7 @@ class Backbone(nn.Module):
     def attention(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Attention of the class token over the patches in the last block: (B, heads, N) float32, and the grid.
 
-        Each row sums to less than one: the share of the class token itself is left out (methods.md A5.8).
+        Each row sums to less than one: the share of the class token itself is left out (Caron et al. 2021).
         """
         if not self.has_attention:
             raise UsageError(f"{self.name} has no class token whose attention could be shown: use a ViT.")

@@ -23,7 +23,7 @@ class Prototypes(nn.Module):
 
 
 class DINOHead(nn.Module):
-    """DINO's projection head (methods.md A1.4): MLP, L2-normalised bottleneck, prototypes. (B, D) to (B, K)."""
+    """DINO's projection head (Caron et al. 2021): MLP, L2-normalised bottleneck, prototypes. (B, D) to (B, K)."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class DINOHead(nn.Module):
 
 
 class Projector(nn.Sequential):
-    """SimCLR's projector (methods.md D3): Linear without bias + BatchNorm a layer, ReLU between, none at the end.
+    """SimCLR's projector (Chen et al. 2020): Linear without bias + BatchNorm a layer, ReLU between, none at the end.
 
     (B, D) to (B, out_dim). The last BatchNorm has a scale and no offset.
     """

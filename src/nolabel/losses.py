@@ -8,7 +8,7 @@ from nolabel import distributed
 
 
 def dino_loss(student: Tensor, teacher: Tensor, student_temp: float) -> Tensor:
-    """Cross-entropy between teacher and student over all pairs of different views (methods.md A3), a 0-d tensor.
+    """Cross-entropy between teacher and student over all pairs of different views (Caron et al. 2021), a 0-d tensor.
 
     `student` (V, B, K) are logits of all crops, `teacher` (2, B, K) probabilities of the global ones, which come
     first in `student`. The mean over the 2(V-1) pairs is linear in the target, so each crop needs one log-softmax
@@ -31,7 +31,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """SimCLR's loss of two views `a`, `b` (B, D) and the share of positives ranked first, both 0-d.
 
     The negatives are both views of all other images of all processes; the loss is the sum of the means over the two
-    views, as in the authors' code (methods.md D3).
+    views, as in the authors' code (Chen et al. 2020).
     """
     a, b = F.normalize(a.float(), dim=-1), F.normalize(b.float(), dim=-1)
     all_a, all_b = distributed.all_gather(a), distributed.all_gather(b)

@@ -13,7 +13,7 @@ from nolabel.schedules import Clock, cosine, fit_warmup, warmup_cosine
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimizer and schedules; defaults: DINO (methods.md A4)."""
+    """Optimizer and schedules; defaults: DINO (Caron et al. 2021)."""
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: float = 5e-4
@@ -59,7 +59,7 @@ class LARS(torch.optim.Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
         buffer = state["momentum_buffer"]
-        # The learning rate goes into the buffer, as in SimCLR's code (methods.md D3).
+        # The learning rate goes into the buffer, as in SimCLR's code (Chen et al. 2020).
         moved = buffer * group["momentum"] + group["lr"] * grad
         ok = torch.tensor(True, device=p.device) if self.found_inf is None else self.found_inf == 0
         buffer.copy_(torch.where(ok, moved, buffer))
@@ -103,7 +103,7 @@ def set_schedules(
 def clip_each(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scale every gradient tensor whose own L2 norm exceeds `max_norm` down to it; 0 only measures.
 
-    Not the usual clipping of the joint norm: DINO clips tensor by tensor (methods.md A4). Returns the joint norm
+    Not the usual clipping of the joint norm: DINO clips tensor by tensor (Caron et al. 2021). Returns the joint norm
     before clipping (0-d), without a host synchronisation.
     """
     grads = [p.grad for p in parameters if p.grad is not None]

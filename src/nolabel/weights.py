@@ -52,7 +52,7 @@ def save_weights(net: Backbone, folder: Path, image_size: int, mean: tuple[float
 
 
 def load_weights(spec: str | Path, backbone_name: str | None = None, allow_pth: bool = False) -> Loaded:
-    """The backbone that a WEIGHTS argument names (architecture 10.10).
+    """The backbone that a WEIGHTS argument names.
 
     A run folder, a folder in timm's layout, a `.safetensors` file (or a `.pth` one with `allow_pth`) together with
     `backbone_name`, `random:BACKBONE`, or a timm name whose weights lie in the local cache. Nothing is downloaded.

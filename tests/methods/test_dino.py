@@ -1,4 +1,4 @@
-"""DINO: its views, who sees what, the center and the temperatures, against the equations (methods.md A1.5 to A3)."""
+"""DINO: its views, who sees what, the center and the temperatures, against the equations (Caron et al. 2021)."""
 
 import dataclasses
 import itertools
@@ -25,7 +25,7 @@ def dino(backbone: str = "vit", **values: Any) -> Job:
 
 
 def test_the_views_are_the_table_of_the_recipe() -> None:
-    """methods.md A2; the order of the operations is that of `View`."""
+    """Caron et al. 2021; the order of the operations is that of `View`."""
     shared: dict[str, Any] = {
         "ratio": (3 / 4, 4 / 3),
         "interpolation": "bicubic",
@@ -124,7 +124,7 @@ def constant_step(j: Job, mean: Tensor) -> None:
 
 
 def test_the_center_after_one_and_many_constant_steps() -> None:
-    """0.1 mu after one step from zeros, (1 - 0.9^n) mu after n (methods.md E2)."""
+    """0.1 mu after one step from zeros, (1 - 0.9^n) mu after n (closed form)."""
     j, mean = dino(), torch.randn(64)
     assert not j.method.center.any()
     constant_step(j, mean)
@@ -187,7 +187,7 @@ def test_the_teacher_moves_with_the_momentum_of_the_step_after_the_optimizer() -
 
 
 def test_batchnorm_statistics_are_each_networks_own() -> None:
-    """The student has seen local crops too; the average covers parameters alone (methods.md A1.6)."""
+    """The student has seen local crops too; the average covers parameters alone (Caron et al. 2021)."""
     j = dino("resnet")
     step(j, 0)
     student, teacher = (dict(n.named_buffers()) for n in (j.method.student, j.method.teacher))

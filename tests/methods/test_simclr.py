@@ -1,4 +1,4 @@
-"""SimCLR: its views and its loss, against the slow loop through the network (methods.md D3)."""
+"""SimCLR: its views and its loss, against the slow loop through the network (Chen et al. 2020)."""
 
 import math
 from typing import Any

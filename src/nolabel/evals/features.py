@@ -62,7 +62,7 @@ def extract(
 
 
 def raw_pixels(labelled: LabelledImages, size: int = 32, workers: int = 0) -> FeatureTable:
-    """The pixels themselves as features, (N, 3 * size * size) in 0..1: the floor of architecture 10.11."""
+    """The pixels themselves as features, (N, 3 * size * size) in 0..1: the floor that a network has to beat."""
     pixels = read_pixels(labelled, partial(squash, size=size), workers)
     return FeatureTable(pixels.images.flatten(1).float().div_(255), pixels.labels, pixels.ids)
 
@@ -70,7 +70,7 @@ def raw_pixels(labelled: LabelledImages, size: int = 32, workers: int = 0) -> Fe
 def evaluation_crop(image: Tensor, size: int, interpolation: str = "bicubic") -> Tensor:
     """The evaluation crop of `image` (3, H, W) uint8: shorter side to 8/7 of `size`, centre (3, size, size).
 
-    At 224 px this is the papers' Resize(256), CenterCrop(224) (methods.md A5.1).
+    At 224 px this is the papers' Resize(256), CenterCrop(224) (Caron et al. 2021).
     """
     shorter, longer = min(image.shape[1:]), max(image.shape[1:])
     if longer > 8 * shorter:  # far outside the crop; enlarging a 1 x 10,000 strip would take gigabytes

@@ -1,4 +1,4 @@
-"""The k-NN protocol: from weights and labelled images to accuracies with their floors (methods.md A5.1)."""
+"""The k-NN protocol: from weights and labelled images to accuracies with their floors (Caron et al. 2021)."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ from nolabel.evals.results import data_name, write_result
 from nolabel.weights import Loaded
 
 VERSION = 1
-DEFAULT_K = 20  # "usually best" (methods.md A5.1)
+DEFAULT_K = 20  # "usually best" (Caron et al. 2021)
 MAX_LEAVE_ONE_OUT = 5000
 
 

@@ -1,4 +1,4 @@
-"""Which images of labelled data are learned from and which are tested on (architecture 10.1)."""
+"""Which images of labelled data are learned from and which are tested on."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen features (DINO's protocol, methods.md A5.1).
+"""Weighted k-nearest-neighbour classification of frozen features (DINO's protocol, Caron et al. 2021).
 
 The nearest training images by cosine similarity vote for their classes, with weight
 exp(similarity / temperature).
@@ -74,7 +74,7 @@ def raw_floor(
     temperature: float = TEMPERATURE,
     device: str | torch.device = "cpu",
 ) -> KNNResult:
-    """`knn` or, without `test`, `leave_one_out` of pixels minus the mean of `train` (architecture 10.11)."""
+    """`knn` or, without `test`, `leave_one_out` of pixels minus the mean of `train`."""
     mean = train.features.mean(0, dtype=torch.float64).float()
     train = train._replace(features=train.features - mean)
     if test is None:

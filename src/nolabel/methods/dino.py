@@ -24,7 +24,7 @@ from nolabel.views import View
 
 @dataclass(frozen=True)
 class DINOConfig(MethodConfig):
-    """Settings of DINO; defaults: vanilla ViT-S/16 (methods.md A2-A4)."""
+    """Settings of DINO; defaults: vanilla ViT-S/16 (Caron et al. 2021)."""
 
     global_size: int = 224
     """Side of the two global crops in pixels."""

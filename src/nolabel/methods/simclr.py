@@ -21,7 +21,7 @@ from nolabel.views import View
 
 @dataclass(frozen=True)
 class SimCLRConfig(MethodConfig):
-    """Settings of SimCLR; defaults: ImageNet, ResNet-50 (methods.md D3)."""
+    """Settings of SimCLR; defaults: ImageNet, ResNet-50 (Chen et al. 2020)."""
 
     size: int = 224
     """Side of both views in pixels."""

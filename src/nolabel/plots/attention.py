@@ -1,6 +1,6 @@
 """Where a backbone looks: attention of the class token or, without one, likeness to the whole image.
 
-Facts: methods.md A5.8 (Caron et al. 2021, figures 1, 3 and 4).
+After Caron et al. 2021, figures 1, 3 and 4.
 """
 
 from collections.abc import Iterator, Sequence

@@ -50,7 +50,7 @@ def resolve(config: TrainConfig[Any], num_images: int, world_size: int, device: 
         "precision": _precision(device),
         "micro_batch": share,
         "workers": workers,
-        # More threads than free processors wait for each other: with one busy neighbour, half as fast.
+        # Threads beyond the free processors wait for each other.
         "threads": max(1, local - workers) if on_cpu else 1,
         "log_every": max(1, min(50, total // 200)),
         "eval_every": max(1, total // 20),

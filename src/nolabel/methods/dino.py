@@ -64,7 +64,7 @@ class DINOConfig(MethodConfig):
             prototypes = min(max(2 ** round(_log2(num_images / 4)), 512), 65536)
         momentum = self.momentum
         if momentum == "auto":
-            # The teacher remembers about a sixtieth of the run (measured on short ones: docs/dino.md).
+            # The teacher remembers about a sixtieth of the run (our choice: docs/dino.md).
             momentum = 1 - min(max(60 / total_steps, 0.0005), 0.01)
         warmup = round(fit_warmup(self.warmup_teacher_temp_epochs, total_steps / max(num_images // batch_size, 1)))
         return replace(self, num_prototypes=prototypes, momentum=momentum, warmup_teacher_temp_epochs=warmup)

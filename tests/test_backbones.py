@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -192,3 +193,64 @@ def test_a_size_free_vit_is_the_one_of_its_image_size() -> None:
     torch.testing.assert_close(dynamic(x).pooled, fixed(x).pooled)
     small = F.interpolate(x, 16)
     assert dynamic(small).pooled.shape == (1, 32)
+
+
+def test_kept_patches_are_those_of_a_network_that_sees_nothing_else() -> None:
+    """By hand: the tokens of the kept patches, with their positions, through the blocks."""
+    net, x = make("vit", image_size=32), torch.randn(2, 3, 32, 32)
+    keep = torch.tensor([5, 0, 11])
+    model = net.model
+    with torch.no_grad():
+        tokens = model._pos_embed(model.patch_embed(x))
+        expected = model.norm(model.blocks(torch.cat([tokens[:, :1], tokens[:, 1:][:, keep]], dim=1)))
+        found = net(x, keep)
+    torch.testing.assert_close(found.pooled, expected[:, 0])
+    torch.testing.assert_close(found.patches, expected[:, 1:])
+    assert found.grid == (4, 4)
+    with torch.no_grad():
+        each = net(x, torch.stack([keep, torch.tensor([1, 2, 3])]))
+        torch.testing.assert_close(each.pooled[0], found.pooled[0])
+        torch.testing.assert_close(each.pooled[1], net(x, torch.tensor([1, 2, 3])).pooled[1])
+        assert net(x).patches.shape[1] == 16, "the next image is seen whole again"
+
+
+def test_dropped_patches_cost_nothing_in_the_blocks() -> None:
+    net, seen = make("vit", image_size=32), []
+    net.model.blocks[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+    net(torch.randn(1, 3, 32, 32), torch.arange(4))
+    assert seen == [5]
+
+
+def test_only_vits_can_drop_patches() -> None:
+    with pytest.raises(UsageError, match="masking needs a ViT"):
+        make("resnet")(torch.randn(1, 3, 32, 32), torch.arange(1))
+
+
+def test_keeping_patches_changes_no_name_of_the_state() -> None:
+    name, args = SMALL["vit"]
+    assert make("vit").model.state_dict().keys() == timm.create_model(name, num_classes=0, **args).state_dict().keys()
+
+
+def test_intermediate_features_are_the_last_blocks() -> None:
+    net, x = make("vit", image_size=32), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        before, last = net.intermediate(x, 2)
+        raw = net.intermediate(x, 1, norm=False)[0]
+        whole = net(x)
+    torch.testing.assert_close(last.pooled, whole.pooled)
+    torch.testing.assert_close(last.patches, whole.patches)
+    torch.testing.assert_close(net.model.norm(raw.pooled), whole.pooled)
+    assert not torch.allclose(before.pooled, last.pooled) and before.grid == (4, 4)
+    with pytest.raises(UsageError, match="2 blocks"):
+        net.intermediate(x, 3)
+    (only,) = make("resnet").intermediate(x, 4)
+    assert only.pooled.shape == (2, 32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sides"), [("vit", [4, 4, 4, 4]), ("resnet", [8, 4, 2, 1]), ("convnext", [8, 4, 2, 1])]
+)
+def test_stages_are_four_maps(kind: str, sides: list[int]) -> None:
+    maps = make(kind, image_size=32 if kind == "vit" else None).stages(torch.randn(2, 3, 32, 32))
+    assert [m.shape[-1] for m in maps] == sides
+    assert all(m.shape[0] == 2 and m.shape[2] == m.shape[3] for m in maps)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nolabel.backbones import backbone
 from nolabel.heads import DINOHead
-from nolabel.optim import LARS, OptimConfig, all_finite, clip_each, optimizer, set_schedules
+from nolabel.optim import LARS, OptimConfig, all_finite, clip_grad, optimizer, set_schedules
 from nolabel.schedules import Clock
 
 NAMES = ("adamw", "sgd", "lars")
@@ -21,31 +21,62 @@ def parameters(*values: list[float]) -> list[nn.Parameter]:
     return made
 
 
+def named(ps: list[nn.Parameter]) -> list[tuple[str, nn.Parameter]]:
+    return [(f"p{i}", p) for i, p in enumerate(ps)]
+
+
 def test_clipping_is_tensor_by_tensor() -> None:
     """Norms 4 and 3 with clip 3 become 3 and 3; clipping the joint norm would give 2.4 and 1.8."""
     ps = parameters([4.0, 0.0], [0.0, 3.0])
-    assert clip_each(ps, 3.0).item() == pytest.approx(5)
+    assert clip_grad(named(ps), 3.0).item() == pytest.approx(5)
     torch.testing.assert_close(ps[0].grad, torch.tensor([3.0, 0.0]), rtol=1e-6, atol=0)
     torch.testing.assert_close(ps[1].grad, torch.tensor([0.0, 3.0]), rtol=1e-6, atol=0)
 
 
 def test_clipping_leaves_small_gradients_and_parameters_without_one() -> None:
     ps = [*parameters([0.3, 0.4], [30.0, 40.0]), nn.Parameter(torch.zeros(2))]
-    assert clip_each(ps, 3.0).item() == pytest.approx(math.hypot(0.5, 50))
+    assert clip_grad(named(ps), 3.0).item() == pytest.approx(math.hypot(0.5, 50))
     assert torch.equal(ps[0].grad, torch.tensor([0.3, 0.4]))
     torch.testing.assert_close(ps[1].grad, torch.tensor([1.8, 2.4]), rtol=1e-6, atol=0)
     assert ps[2].grad is None
 
 
+def test_joint_clipping_has_one_factor_for_all() -> None:
+    ps = parameters([4.0, 0.0], [0.0, 3.0])
+    assert clip_grad(named(ps), 3.0, joint=True).item() == pytest.approx(5)
+    torch.testing.assert_close(ps[0].grad, torch.tensor([2.4, 0.0]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(ps[1].grad, torch.tensor([0.0, 1.8]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_free_parameters_are_measured_and_not_clipped(joint: bool) -> None:
+    """Nor do they make the others smaller."""
+    ps = parameters([40.0], [6.0], [math.nan])
+    ps[2].grad = None
+    assert clip_grad(named(ps), 3.0, joint, free=("p0", "p2")).item() == pytest.approx(math.hypot(40, 6))
+    assert ps[0].grad == 40
+    assert ps[1].grad is not None and ps[1].grad.item() == pytest.approx(3)
+    ps[0].grad = torch.tensor([math.inf])
+    assert all_finite(clip_grad(named(ps), 3.0, joint, free=("p0",))) == 0
+
+
+def test_decay_of_everything_and_of_nothing_that_is_free() -> None:
+    module = nn.Linear(3, 2)
+    decayed, plain = optimizer(module, OptimConfig(decay_all=True)).param_groups
+    assert len(decayed["params"]) == 2 and not plain["params"]
+    decayed, plain = optimizer(module, OptimConfig(), free=("weight",)).param_groups
+    assert not decayed["params"] and len(plain["params"]) == 2
+
+
 def test_clip_zero_only_measures() -> None:
     ps = parameters([30.0, 40.0])
-    assert clip_each(ps, 0.0).item() == pytest.approx(50)
+    assert clip_grad(named(ps), 0.0).item() == pytest.approx(50)
     assert torch.equal(ps[0].grad, torch.tensor([30.0, 40.0]))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_bad_gradient_shows_in_the_norm(bad: float) -> None:
-    norm = clip_each(parameters([1.0, bad], [1.0]), 3.0)
+    norm = clip_grad(named(parameters([1.0, bad], [1.0])), 3.0)
     assert all_finite(norm) == 0
     assert all_finite(torch.ones(()), norm) == 0 and all_finite(torch.ones(()), torch.zeros(())) == 1
 

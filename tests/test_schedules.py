@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from nolabel.optim import OptimConfig, optimizer, set_schedules
 from nolabel.schedules import Clock, cosine, fit_warmup, linear_by_epoch, warmup_cosine
@@ -75,3 +76,23 @@ def test_set_schedules_scales_the_peak_and_fills_the_groups(batch_size: int, war
         assert said == {"lr": pytest.approx(lr[clock.step]), "weight_decay": pytest.approx(decay[clock.step])}
         assert [g["lr"] for g in opt.param_groups] == [said["lr"]] * 2
         assert [g["weight_decay"] for g in opt.param_groups] == [said["weight_decay"], 0.0]
+
+
+def test_a_warmup_may_start_above_zero() -> None:
+    values = [warmup_cosine(1e-3, 1e-6, 10, c, start=2e-4) for c in CLOCKS]
+    np.testing.assert_allclose(values[:10], np.linspace(2e-4, 1e-3, 10), rtol=1e-12)
+    np.testing.assert_allclose(values[10:], half_cosine(1e-3, 1e-6, TOTAL - 10), rtol=1e-12)
+
+
+def test_a_stretched_schedule_ends_early() -> None:
+    """MSN's 1.25: decay reaches .3656 of .4 and the learning rate 9.8 % of its peak (800 epochs, 15 of warm-up)."""
+    end = Clock(800, 1000, 1)
+    assert cosine(0.04, 0.4, end.progress) == pytest.approx(0.3656, abs=1e-4)
+    assert warmup_cosine(1.0, 0.0, 15, end) == pytest.approx(0.098, abs=2e-3)
+
+
+def test_the_learning_rate_can_be_read_once_an_epoch() -> None:
+    config = OptimConfig("sgd", lr=1.0, min_lr=0.0, warmup_epochs=0, lr_by_epoch=True)
+    optim = optimizer(torch.nn.Linear(1, 1), config)
+    rates = [set_schedules(optim, config, 256, c)["lr"] for c in CLOCKS]
+    np.testing.assert_allclose(rates, np.repeat(half_cosine(1.0, 0.0, EPOCHS), PER_EPOCH), rtol=1e-12)

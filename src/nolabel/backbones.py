@@ -23,7 +23,26 @@ class Features(NamedTuple):
     patches: Tensor
     """(B, N, D): one vector a location, row by row."""
     grid: tuple[int, int]
-    """Rows and columns of `patches`; their product is N."""
+    """Rows and columns of the image's locations; their product is N, but for patches that were dropped."""
+
+
+class KeepPatches(nn.Module):
+    """Drops the patches that are not in `keep`; in the place of timm's patch dropout, after the position embedding."""
+
+    def __init__(self, num_prefix_tokens: int) -> None:
+        super().__init__()
+        self.num_prefix_tokens = num_prefix_tokens
+        self.keep: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.keep is None:
+            return x
+        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        if self.keep.dim() == 1:
+            kept = patches.index_select(1, self.keep)
+        else:
+            kept = patches.gather(1, self.keep[:, :, None].expand(-1, -1, patches.shape[-1]))
+        return torch.cat([prefix, kept], dim=1)
 
 
 class Backbone(nn.Module):
@@ -37,10 +56,23 @@ class Backbone(nn.Module):
         embed = getattr(model, "patch_embed", None)
         size = getattr(embed, "patch_size", None)
         self.patch_size: int | None = size[0] if isinstance(size, tuple) else size
+        if self.can_drop:
+            model.patch_drop = KeepPatches(model.num_prefix_tokens)
 
-    def forward(self, x: Tensor) -> Features:
-        """Features of normalised images `x` (B, 3, H, W)."""
+    @property
+    def can_drop(self) -> bool:
+        """Whether `forward` takes `keep`: plain vision transformers."""
+        return isinstance(self.model, VisionTransformer)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Features:
+        """Features of normalised images `x` (B, 3, H, W).
+
+        `keep` holds indices of the patches to look at, (n,) for the whole batch or (B, n): the blocks never see the
+        others, and `patches` is (B, n, D) in the order of `keep`. UsageError where the network has no patches to drop.
+        """
         self._check_size(x)
+        if keep is not None:
+            return self._forward_kept(x, keep)
         if self.patch_size is None:  # a CNN: convolutions are mostly faster in channels-last layout
             x = x.contiguous(memory_format=torch.channels_last)
         out = self.model.forward_features(x)
@@ -51,6 +83,55 @@ class Backbone(nn.Module):
             return Features(pooled, out.flatten(2).transpose(1, 2), (out.shape[2], out.shape[3]))
         patches = out[:, self.model.num_prefix_tokens :]
         return Features(pooled, patches, self._grid(x, patches.shape[1]))
+
+    def _forward_kept(self, x: Tensor, keep: Tensor) -> Features:
+        if not self.can_drop:
+            raise UsageError(f"{self.name} has no patches that could be dropped: masking needs a ViT.")
+        self.model.patch_drop.keep = keep
+        try:
+            out = self.model.forward_features(x)
+        finally:
+            self.model.patch_drop.keep = None
+        assert self.patch_size is not None
+        grid = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
+        patches = out[:, self.model.num_prefix_tokens :]
+        return Features(self.model.forward_head(out, pre_logits=True), patches, grid)
+
+    def intermediate(self, x: Tensor, num_blocks: int, norm: bool = True) -> list[Features]:
+        """Features after each of the last `num_blocks` blocks of a ViT, earlier first; `pooled` is the class token.
+
+        With `norm` each goes through the network's final norm, as DINO's linear probe has it; without, they are the raw
+        residual stream (MSN's low-shot features). Other networks have one block in this sense: their features.
+        """
+        if not self.can_drop:
+            return [self(x)]
+        if not 1 <= num_blocks <= len(self.model.blocks):
+            raise UsageError(
+                f"{self.name} has {len(self.model.blocks)} blocks: take 1 to all of them, not {num_blocks}."
+            )
+        self._check_size(x)
+        outs = self.model.forward_intermediates(
+            x, num_blocks, return_prefix_tokens=True, norm=norm, output_fmt="NLC", intermediates_only=True
+        )
+        found = []
+        for patches, prefix in outs:
+            pooled = prefix[:, 0] if self.model.num_prefix_tokens else patches.mean(1)
+            found.append(Features(pooled, patches, self._grid(x, patches.shape[1])))
+        return found
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """Four maps (B, C, h, w): the stages of a CNN at its strides, or four blocks evenly over the depth of a ViT."""
+        self._check_size(x)
+        if self.can_drop:
+            depth = len(self.model.blocks)
+            indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)]
+        else:
+            indices = list(range(len(self.model.feature_info)))[-4:]
+        chosen = sorted(set(indices))
+        maps: list[Tensor] = self.model.forward_intermediates(
+            x, chosen, output_fmt="NCHW", intermediates_only=True, norm=False
+        )
+        return [maps[chosen.index(i)] for i in indices]
 
     @property
     def has_attention(self) -> bool:

@@ -44,7 +44,7 @@ class Job(NamedTuple):
     out: Path
 
     def clock(self, step: int) -> Clock:
-        return Clock(step, self.total_steps, self.steps_per_epoch)
+        return Clock(step, round(self.total_steps * self.config.stretch), self.steps_per_epoch)
 
 
 def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job:
@@ -73,7 +73,7 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
     per_epoch = len(images.names) // config.batch_size
     total = config.steps or config.epochs * per_epoch
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-    optim = optimizer(method, config.optim)
+    optim = optimizer(method, config.optim, method.free)
     labelled = scan_labelled(config.labels) if config.labels else None
     return Job(
         config, device, method, model, optim, scaler, stream, total, per_epoch, labelled, {}, set(), Path(config.out)

@@ -1,6 +1,6 @@
 """Optimizers, their two parameter groups, per-tensor clipping and the finite check."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,14 +18,22 @@ class OptimConfig:
     name: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: float = 5e-4
     """Peak learning rate for 256 images a step; scales linearly with the batch."""
+    start_lr: float = 0.0
+    """Learning rate of the first step where there is a warm-up; scales as `lr`."""
     min_lr: float = 1e-6
     """Learning rate at the end; does not scale."""
     warmup_epochs: float = 10
+    lr_by_epoch: bool = False
+    """Read the learning rate once an epoch (MoCo, DenseCL), not at every step."""
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
     """Cosine from weight_decay to this over the whole run."""
+    decay_all: bool = False
+    """Decay biases and other 1-D parameters, too (MoCo, DenseCL)."""
     clip_grad: float = 3.0
-    """Largest L2 norm of each parameter tensor's gradient; 0 turns clipping off."""
+    """Largest L2 norm of a gradient; 0 turns clipping off."""
+    clip: Literal["each", "joint"] = "each"
+    """The norm of each parameter tensor by itself (DINO), or of all together (MSN)."""
     sgd_momentum: float = 0.9
     """Momentum of SGD and LARS."""
 
@@ -66,11 +74,15 @@ class LARS(torch.optim.Optimizer):
         p.copy_(torch.where(ok, p - buffer, p))
 
 
-def optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer over the trainable parameters: one group with weight decay, one without (biases and 1-D)."""
+def optimizer(module: nn.Module, config: OptimConfig, free: Collection[str] = ()) -> torch.optim.Optimizer:
+    """The optimizer over the trainable parameters: one group with weight decay, one without (biases, 1-D, `free`)."""
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    plain = [p for n, p in named if n.endswith(".bias") or p.ndim <= 1]
-    decayed = [p for n, p in named if not (n.endswith(".bias") or p.ndim <= 1)]
+
+    def is_plain(name: str, p: Tensor) -> bool:
+        return name in free or (not config.decay_all and (name.endswith(".bias") or p.ndim <= 1))
+
+    plain = [p for n, p in named if is_plain(n, p)]
+    decayed = [p for n, p in named if not is_plain(n, p)]
     groups: list[dict[str, object]] = [
         {"params": decayed, "decay": True},
         {"params": plain, "decay": False, "weight_decay": 0.0},
@@ -91,7 +103,9 @@ def set_schedules(
     """Set this step's learning rate and weight decay; returns both for the log."""
     epochs = clock.total_steps / clock.steps_per_epoch
     warmup = round(fit_warmup(config.warmup_epochs, epochs) * clock.steps_per_epoch)
-    lr = warmup_cosine(config.lr * batch_size / 256, config.min_lr, warmup, clock)
+    scale = batch_size / 256
+    when = clock._replace(step=clock.epoch * clock.steps_per_epoch) if config.lr_by_epoch else clock
+    lr = warmup_cosine(config.lr * scale, config.min_lr, warmup, when, config.start_lr * scale)
     decay = cosine(config.weight_decay, config.weight_decay_end, clock.progress)
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -100,19 +114,25 @@ def set_schedules(
 
 
 @torch.no_grad()
-def clip_each(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+def clip_grad(
+    named: Iterable[tuple[str, nn.Parameter]], max_norm: float, joint: bool = False, free: Collection[str] = ()
+) -> Tensor:
     """Scale every gradient tensor whose own L2 norm exceeds `max_norm` down to it; 0 only measures.
 
-    Not the usual clipping of the joint norm: DINO clips tensor by tensor (Caron et al. 2021). Returns the joint norm
-    before clipping (0-d), without a host synchronisation.
+    DINO clips tensor by tensor (Caron et al. 2021). With `joint` all are scaled by one factor, so that their joint norm
+    is at most `max_norm`. The parameters `free` are left alone. Returns the joint norm of all gradients before clipping
+    (0-d), without a host synchronisation.
     """
-    grads = [p.grad for p in parameters if p.grad is not None]
+    found = [(name in free, p.grad) for name, p in named if p.grad is not None]
+    found.sort(key=lambda pair: pair[0])
+    grads, num_clipped = [g for _, g in found], sum(not is_free for is_free, _ in found)
     norms = torch._foreach_norm(grads)
-    if max_norm:
-        factors = [(max_norm / (n + 1e-6)).clamp(max=1.0) for n in norms]
-        torch._foreach_mul_(grads, factors)
-    joint: Tensor = torch.stack([n.float() for n in norms]).norm()
-    return joint
+    sizes = torch.stack([n.float() for n in norms])
+    if max_norm and num_clipped:
+        limits = [sizes[:num_clipped].norm()] * num_clipped if joint else norms[:num_clipped]
+        torch._foreach_mul_(grads[:num_clipped], [(max_norm / (n + 1e-6)).clamp(max=1.0) for n in limits])
+    total: Tensor = sizes.norm()
+    return total
 
 
 def all_finite(*values: Tensor) -> Tensor:

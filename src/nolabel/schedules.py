@@ -9,11 +9,12 @@ class Clock(NamedTuple):
 
     step: int
     total_steps: int
+    """Steps that the schedules are laid over; MSN's reach beyond the end of the run."""
     steps_per_epoch: int
 
     @property
     def progress(self) -> float:
-        """Share of the run that is over, in [0, 1)."""
+        """Share of the schedules that is over, in [0, 1)."""
         return self.step / self.total_steps
 
     @property
@@ -27,10 +28,10 @@ def cosine(start: float, end: float, progress: float) -> float:
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * progress))
 
 
-def warmup_cosine(peak: float, end: float, warmup_steps: int, clock: Clock) -> float:
-    """Linear from 0 (first step) to `peak` (last warm-up step), then a cosine that stops one step short of `end`."""
+def warmup_cosine(peak: float, end: float, warmup_steps: int, clock: Clock, start: float = 0.0) -> float:
+    """Linear from `start` (first step) to `peak` (last of the warm-up), then a cosine to one step short of `end`."""
     if clock.step < warmup_steps:
-        return peak * clock.step / max(warmup_steps - 1, 1)
+        return start + (peak - start) * clock.step / max(warmup_steps - 1, 1)
     return cosine(peak, end, (clock.step - warmup_steps) / max(clock.total_steps - warmup_steps, 1))
 
 

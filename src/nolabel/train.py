@@ -26,7 +26,7 @@ from nolabel.data.images import BadFile, scan, too_many_bad
 from nolabel.data.loader import batches
 from nolabel.errors import DataError, NumericError
 from nolabel.job import Job, Record, build, config_from, config_yaml, say
-from nolabel.optim import all_finite, clip_each, set_schedules
+from nolabel.optim import all_finite, clip_grad, set_schedules
 from nolabel.progress import progress
 from nolabel.report import report
 from nolabel.schedules import Clock
@@ -123,7 +123,7 @@ def training_step(job: Job, views: Sequence[Tensor], clock: Clock) -> Record:
     metrics = _forward_backward(job, views, clock)
     if job.scaler.is_enabled():
         job.scaler.unscale_(optim)
-    grad_norm = clip_each(method.parameters(), config.optim.clip_grad)
+    grad_norm = clip_grad(method.named_parameters(), config.optim.clip_grad, config.optim.clip == "joint", method.free)
     ok = all_finite(metrics["loss"], grad_norm)
     method.before_step(clock)
     optim.found_inf = 1 - ok  # type: ignore[attr-defined]  # the fused optimizers skip the step on the device

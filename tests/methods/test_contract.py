@@ -48,8 +48,23 @@ def remembers(j: Job) -> dict[str, Tensor]:
     return {n: v.clone() for n, v in j.method.state_dict().items() if n not in trained and not is_statistic(n)}
 
 
+PAIRS = {"teacher": "student", "target": "anchor", "key": "query"}
+"""The momentum network and the trained one that it follows, under the names of the papers."""
+
+
 def teacher(j: Job) -> nn.Module | None:
-    return getattr(j.method, "teacher", None)
+    return next((getattr(j.method, name) for name in PAIRS if hasattr(j.method, name)), None)
+
+
+def student(j: Job) -> nn.Module:
+    found: nn.Module = next(getattr(j.method, name) for name in PAIRS.values() if hasattr(j.method, name))
+    return found
+
+
+def student_name(name: str) -> str:
+    """The name of the parameter that the momentum network's parameter `name` follows."""
+    first, _, rest = name.partition(".")
+    return f"{PAIRS.get(first, first)}.{rest}"
 
 
 # The contract.
@@ -74,7 +89,7 @@ def starts_with_a_teacher_that_copies_the_student(make: Make) -> None:
     j = make()
     if teacher(j) is None:
         return
-    ours, theirs = teacher(j).state_dict(keep_vars=True), j.method.student.state_dict(keep_vars=True)  # type: ignore
+    ours, theirs = teacher(j).state_dict(keep_vars=True), student(j).state_dict(keep_vars=True)  # type: ignore
     assert ours.keys() == theirs.keys()
     wrong = [n for n in ours if not torch.equal(ours[n], theirs[n])]
     assert not wrong, f"not copied: {wrong}"
@@ -102,7 +117,7 @@ def moves_what_it_remembers_in_after_step_alone(make: Make) -> None:
     assert not changed(before, remembers(j)), f"moved before after_step: {changed(before, remembers(j))}"
     j.method.after_step(clock, OK)
     state, buffers = j.method.state_dict(), {n for n, _ in j.method.named_buffers()}
-    pairs = {n: n.replace("teacher.", "student.", 1) for n in before if n.startswith("teacher.")}
+    pairs = {n: student_name(n) for n in before if student_name(n) != n and student_name(n) in state}
     should = {n for n, s in pairs.items() if not torch.allclose(before[n], state[s])} | (buffers & before.keys())
     assert should or teacher(j) is None
     assert should <= set(changed(before, remembers(j))), f"never moved: {should - set(changed(before, remembers(j)))}"

@@ -94,6 +94,8 @@ def _check_batch(config: TrainConfig[Any], num_images: int, world_size: int) -> 
         value = getattr(config, name)
         if isinstance(value, int) and value < low:
             raise UsageError(f"--{name.replace('_', '-')} {value} is too small: it is {low} or more.")
+    if not config.stretch >= 1:
+        raise UsageError(f"--stretch {config.stretch:g} would end the schedules before the run: it is 1 or more.")
     size = config.batch_size
     if num_images < size:
         raise DataError(

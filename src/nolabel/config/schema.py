@@ -37,6 +37,8 @@ class TrainConfig(Generic[M]):
     """Passes over the images."""
     steps: int | None = None
     """Optimizer steps, instead of epochs."""
+    stretch: float = 1.0
+    """Lay every schedule over this many times the run, and end before the schedules do (MSN: 1.25)."""
     batch_size: int = 1024
     """Images an optimizer step, over all processes and micro-batches."""
     micro_batch: int | Literal["auto"] = "auto"

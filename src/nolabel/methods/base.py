@@ -35,6 +35,8 @@ class Method(nn.Module):
     Config: ClassVar[type[MethodConfig]]
     couples_batch: ClassVar[bool] = False
     """Whether the loss of an image depends on the others of its batch, so that splitting the batch changes it."""
+    free: ClassVar[tuple[str, ...]] = ()
+    """Names of parameters with neither weight decay nor clipping (MSN's prototypes)."""
 
     @property
     def backbone(self) -> Backbone:

@@ -5,10 +5,10 @@ from typing import Any
 
 from nolabel.config import TrainConfig, read_yaml, update
 from nolabel.errors import UsageError, nearest
-from nolabel.evals.knn import KNNConfig, evaluate_knn
+from nolabel.evals.protocol import EvalConfig
+from nolabel.evals.protocols import PROTOCOLS
 from nolabel.evals.results import result_path
 from nolabel.job import config_from, recipe_config
-from nolabel.recipes import PROTOCOLS
 from nolabel.run import Run
 from nolabel.train import train as run_training
 from nolabel.weights import Loaded, load_weights
@@ -35,18 +35,19 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure `weights` (a run or what `load_weights` takes) on labelled `data`; the result also lies in RUN/eval.
 
-    `settings` are those of the protocol, for `knn` the fields of KNNConfig.
+    `settings` are those of the protocol: for `knn` the fields of `nolabel.evals.knn.KNNConfig`.
     """
     if protocol not in PROTOCOLS:
         raise UsageError(f"There is no protocol {protocol!r}.{nearest(protocol, PROTOCOLS)}")
     path = weights.path if isinstance(weights, Run) else Path(weights)
-    return evaluate_loaded(load_weights(path), path, data, out, KNNConfig(**settings))
+    config = update(PROTOCOLS[protocol].Config(), settings)
+    return evaluate_loaded(protocol, load_weights(path), path, data, out, config)
 
 
 def evaluate_loaded(
-    loaded: Loaded, weights: Path, data: str | Path, out: Path | None, config: KNNConfig
+    protocol: str, loaded: Loaded, weights: Path, data: str | Path, out: Path | None, config: EvalConfig
 ) -> dict[str, Any]:
     """As `evaluate`, with the weights already in memory; without `out` a run's result goes to its own folder."""
     if out is None and (weights / "config.yaml").is_file():
-        out = result_path(weights, "knn", data)
-    return evaluate_knn(loaded, data, config, out)
+        out = result_path(weights, protocol, data)
+    return PROTOCOLS[protocol].evaluate(loaded, data, config, out)

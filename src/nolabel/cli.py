@@ -12,7 +12,7 @@ HELP = f"""nolabel {__version__}: self-supervised visual pre-training on a folde
 
   nolabel train RECIPE DATA --out RUN       pre-train a backbone (every setting: nolabel train RECIPE --help)
   nolabel resume RUN                        go on with a run that was stopped
-  nolabel eval knn WEIGHTS DATA             measure features on labelled images
+  nolabel eval PROTOCOL WEIGHTS DATA        measure features: nolabel list protocols
   nolabel show attention|pca WEIGHTS IMAGE... --out DIR     look inside
   nolabel check DATA                        what is in the data, and what training will skip
   nolabel report RUN                        write RUN/report.html again

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional
 
-from nolabel import tour
+from nolabel import recipes, tour
 from nolabel.api import evaluate_loaded, file_config
 from nolabel.config import find_device
 from nolabel.data.check import as_dict, check, format_check
@@ -20,7 +20,8 @@ from nolabel.data.decode import decode
 from nolabel.data.images import SUFFIXES, BadImage, read, scan
 from nolabel.errors import DataError, UsageError
 from nolabel.estimate import estimate, format_estimate
-from nolabel.evals.knn import KNNConfig
+from nolabel.evals.protocol import EvalConfig, format_result
+from nolabel.evals.protocols import PROTOCOLS
 from nolabel.job import recipe_config
 from nolabel.plots import attention_sheet, pca_sheet, prepare
 from nolabel.report import report
@@ -34,6 +35,7 @@ def run(command: str, args: list[str]) -> None:
     COMMANDS[command](args)
 
 
+C = TypeVar("C", bound=EvalConfig)
 Weights = Annotated[str, Positional, tyro.conf.arg(metavar="WEIGHTS")]
 Data = Annotated[str, Positional, tyro.conf.arg(metavar="DATA")]
 
@@ -78,18 +80,16 @@ def _resume(args: list[str]) -> None:
 
 
 @dataclass(frozen=True)
-class EvalOptions:
-    """k-NN accuracy of frozen features on labelled images, with the floors of raw pixels and random weights."""
+class EvalOptions(Generic[C]):
+    """Where the weights and the data are; the settings of the protocol."""
 
     weights: Weights
     """A run, a folder in timm's layout, a .safetensors file, random:BACKBONE, or a cached timm name."""
     data: Data
-    """Labelled images: train/ with val/ or test/ of class folders, or class folders; a folder or a zip."""
-    settings: Annotated[KNNConfig, tyro.conf.arg(name="")] = dataclasses.field(
-        default_factory=lambda: KNNConfig(device="auto")
-    )
+    """What is measured on; docs/evals has a page for each protocol with the layouts it takes."""
+    settings: Annotated[C, tyro.conf.arg(name="")]
     out: Path | None = None
-    """File for the result; by default RUN/eval/knn.json for a run, else only stdout."""
+    """File for the result; by default RUN/eval/PROTOCOL.json for a run, else only stdout."""
     backbone: str | None = None
     """timm name of a bare weight file."""
     allow_pth: bool = False
@@ -99,13 +99,18 @@ class EvalOptions:
 
 
 def _eval(args: list[str]) -> None:
-    if args[:1] != ["knn"]:
-        args = ["knn", "--help"]
-    options = _parse(EvalOptions, args[1:], "nolabel eval knn")
+    if args[:1] in (["-h"], ["--help"]) or not args:
+        print("nolabel eval PROTOCOL WEIGHTS DATA [options]\n\nProtocols: nolabel list protocols")
+        print("Every option: nolabel eval knn --help")
+        return
+    name, protocol = args[0], PROTOCOLS[args[0]]
+    default = EvalOptions(tyro.MISSING, tyro.MISSING, protocol.Config(device="auto"))
+    about = f"{recipes.PROTOCOLS[name].capitalize()}. docs/evals/{name}.md says exactly what is measured."
+    options = _parse(EvalOptions[protocol.Config], args[1:], f"nolabel eval {name}", default, about)  # type: ignore[name-defined]
     loaded = load_weights(options.weights, options.backbone, options.allow_pth)
     settings = dataclasses.replace(options.settings, device=str(find_device(options.settings.device)))
-    result = evaluate_loaded(loaded, Path(options.weights), options.data, options.out, settings)
-    print(json.dumps(result, indent=2) if options.json else tour.table(result))
+    result = evaluate_loaded(name, loaded, Path(options.weights), options.data, options.out, settings)
+    print(json.dumps(result, indent=2) if options.json else format_result(result, protocol))
 
 
 @dataclass(frozen=True)

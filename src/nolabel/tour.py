@@ -13,6 +13,8 @@ from nolabel.config import TrainConfig, update
 from nolabel.data import demo as world
 from nolabel.errors import UsageError
 from nolabel.estimate import estimate
+from nolabel.evals.protocol import format_result
+from nolabel.evals.protocols import PROTOCOLS
 from nolabel.job import recipe_config
 from nolabel.plots import attention_sheet, pca_sheet, prepare
 from nolabel.progress import duration
@@ -54,27 +56,10 @@ def demo(out: Path, recipe: str, minutes: float, seed: int, overwrite: bool) -> 
     _say("Measuring ...")
     result = evaluate("knn", run, folder, workers=1)
     _pictures(run, seed)
-    print(table(result))
+    print(format_result(result, PROTOCOLS["knn"]))
     took = duration(time.monotonic() - started)
     print(f"\nThe tour took {took}. Look at {run.path}/report.html and {run.path}/pictures.\n")
     print(ending(run))
-
-
-def table(result: dict[str, Any]) -> str:
-    """A k-NN result with its floors for people: accuracy in percent, a column for each k."""
-    ks = list(result["metrics"]["top1"])
-    weights = result["settings"]["weights"]
-    rows = [
-        ("raw pixels", result["floor"].get("raw_pixels")),
-        ("untrained network", result["floor"].get("random_weights")),
-        (weights[:20] if weights.startswith("random:") else "trained network", result["metrics"]),
-    ]
-    rows = [(name, row) for name, row in rows if row]
-    lines = [f"{'k-NN accuracy, %':<20}" + "".join(f"{'k = ' + k:>10}" for k in ks)]
-    lines += [f"{name:<20}" + "".join(f"{row['top1'][k]:>10.1f}" for k in ks) for name, row in rows]
-    d = result["data"]
-    lines.append(f"{d['name']}: {d['num_classes']} classes, reported on {d['reported_on']}")
-    return "\n".join(lines + [f"note: {note}" for note in result["notes"]])
 
 
 def ending(run: Run) -> str:

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nolabel.backbones import Backbone, backbone
+from nolabel.backbones import Backbone
 from nolabel.data.images import LabelledImages, fingerprint, printable, scan_labelled
-from nolabel.errors import UsageError
 from nolabel.evals.features import (
     FeatureTable,
     Pixels,
@@ -32,6 +31,7 @@ from nolabel.evals.neighbours import (
     leave_one_out,
     raw_floor,
 )
+from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
 from nolabel.evals.results import data_name, write_result
 from nolabel.weights import Loaded
 
@@ -41,27 +41,13 @@ MAX_LEAVE_ONE_OUT = 5000
 
 
 @dataclass(frozen=True)
-class KNNConfig:
+class KNNConfig(EvalConfig):
     """Settings of the protocol; those of the paper, for weights trained at 224 px."""
 
     ks: tuple[int, ...] = KS
     """Numbers of neighbours."""
     temperature: float = TEMPERATURE
     """A neighbour votes with exp(cosine similarity / temperature)."""
-    image_size: int | None = None
-    """Side of the centre crop in pixels; None: that of the weights."""
-    seed: int = 0
-    """Of the random weights that are the floor."""
-    floor: bool = True
-    """Measure raw pixels and random weights, too."""
-    precision: str = "fp32"
-    """fp32, bf16 or fp16."""
-    device: str = "cpu"
-    """Where features are computed and compared."""
-    batch_size: int = 128
-    """Images a forward pass."""
-    workers: int = 0
-    """Processes that decode images."""
 
 
 class Tables(NamedTuple):
@@ -91,7 +77,8 @@ def evaluate_knn(
     DataError for data that can't be used.
     """
     config = config or KNNConfig()
-    _check(config)
+    check_common(config)
+    check_settings(config.ks, config.temperature)
     times = [time.perf_counter()]
     found = roles(scan_labelled(data))
     parts = found if found.test else found._replace(train=subset(found.train, MAX_LEAVE_ONE_OUT))
@@ -105,7 +92,7 @@ def evaluate_knn(
         "version": VERSION,
         "metrics": metrics,
         "floor": floor,
-        "settings": _settings(loaded, config),
+        "settings": describe_weights(loaded, config) | {"ks": config.ks, "temperature": config.temperature},
         "data": _describe(data, parts, tables),
         "seed": config.seed,
         "notes": _notes(tables, config, len(found.train.labels), parts.train),
@@ -114,6 +101,11 @@ def evaluate_knn(
         seconds = {"weights": times[1] - times[0], "floor": times[2] - times[1]}
         write_result(out, result, {"seconds": seconds, "device": config.device, "workers": config.workers})
     return result
+
+
+def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
+    """Top-1 by k, for the table."""
+    return {f"k = {k}": value for k, value in metrics["top1"].items()}
 
 
 def monitor_images(
@@ -150,17 +142,6 @@ def monitor(
         return leave_one_out(train, ks, device=device).top1[DEFAULT_K]
     test = embed(net, in_batches(images.test), mean, std, device, precision)
     return knn(train, test, ks, device=device).top1[DEFAULT_K]
-
-
-def _check(config: KNNConfig) -> None:
-    check_settings(config.ks, config.temperature)
-    for name, value, least in (
-        ("image_size", config.image_size, 1),
-        ("batch_size", config.batch_size, 1),
-        ("workers", config.workers, 0),
-    ):
-        if value is not None and value < least:
-            raise UsageError(f"{name} must be at least {least}, not {value}.")
 
 
 def _extract(loaded: Loaded, config: KNNConfig, part: LabelledImages) -> FeatureTable:
@@ -209,33 +190,13 @@ def _floor(loaded: Loaded, parts: Roles, config: KNNConfig) -> dict[str, Any]:
     """The same numbers for raw pixels and for the same network with random weights."""
     raw = _tables(parts._replace(val=None), partial(raw_pixels, workers=config.workers))
     pixels = raw_floor(raw.train, raw.test, config.ks, config.temperature, device=config.device)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
-        untrained = backbone(loaded.backbone.name, loaded.backbone.args)
-    random = _tables(parts._replace(val=None), partial(_extract, loaded._replace(backbone=untrained), config))
+    random = _tables(parts._replace(val=None), partial(_extract, untrained(loaded, config.seed), config))
     return {"raw_pixels": _percent(pixels), "random_weights": _percent(_measure(random, config))}
 
 
 def _percent(result: KNNResult) -> dict[str, Any]:
     top1, top5 = ({str(k): round(value, 4) for k, value in top.items()} for top in (result.top1, result.top5))
     return {"top1": top1, "top5": top5}
-
-
-def _settings(loaded: Loaded, config: KNNConfig) -> dict[str, Any]:
-    """Everything that the numbers depend on, and no path."""
-    return {
-        "weights": Path(loaded.name).name,
-        "weights_fingerprint": loaded.fingerprint,
-        "backbone": loaded.backbone.name,
-        "backbone_args": loaded.backbone.args,
-        "image_size": config.image_size or loaded.image_size,
-        "interpolation": loaded.interpolation,
-        "mean": loaded.mean,
-        "std": loaded.std,
-        "ks": config.ks,
-        "temperature": config.temperature,
-        "precision": config.precision,
-    }
 
 
 def _describe(data: str | Path, parts: Roles, tables: Tables) -> dict[str, Any]:

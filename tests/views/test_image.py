@@ -129,7 +129,7 @@ def test_solarize_turns_every_value_from_128_up() -> None:
 
 
 def test_the_operations_come_in_the_order_of_the_paper() -> None:
-    """Crop, flip, colours in their drawn order, grayscale, blur, solarize: one by one gives the same pixels."""
+    """Crop, flip, colours in their drawn order, grayscale, blur, solarize: one by one differs by its rounding only."""
     jitter = (("hue", 0.1), ("contrast", 1.4), ("brightness", 0.7), ("saturation", 1.2))
     drawn = Drawn((3, 5, 40, 50), True, jitter, False, 1.3, True)
     steps = [
@@ -147,12 +147,14 @@ def test_the_operations_come_in_the_order_of_the_paper() -> None:
         return x
 
     ours = apply(IMAGE, SAME, drawn)
-    assert torch.equal(ours, one_by_one(steps))
+    largest, mean = errors(ours, one_by_one(steps))
+    assert largest <= 4 and mean < 0.6
     for i in range(2, len(steps) - 1):  # the flip commutes with everything
         swapped = [*steps[:i], steps[i + 1], steps[i], *steps[i + 2 :]]
-        assert not torch.equal(ours, one_by_one(swapped)), f"the order of {i} and {i + 1} shows nowhere"
+        assert errors(ours, one_by_one(swapped))[0] > 4, f"the order of {i} and {i + 1} shows nowhere"
     gray = drawn._replace(grayscale=True, solarize=False)
-    assert torch.equal(apply(IMAGE, SAME, gray), one_by_one([*steps[:-2], PLAIN._replace(grayscale=True), steps[-2]]))
+    largest, _ = errors(apply(IMAGE, SAME, gray), one_by_one([*steps[:-2], PLAIN._replace(grayscale=True), steps[-2]]))
+    assert largest <= 3
 
 
 def test_the_result_is_a_new_contiguous_uint8_image_and_the_source_stays() -> None:

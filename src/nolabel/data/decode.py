@@ -3,14 +3,18 @@
 `docs/data.md` explains the table. No global setting of Pillow is changed.
 """
 
+import contextlib
 import io
 import logging
 import re
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
 import torch
+from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 from PIL.Image import Transpose
 from torch import Tensor
@@ -18,7 +22,7 @@ from torch import Tensor
 from nolabel.data.images import BadImage, printable
 from nolabel.data.whole import check_strips, identify
 
-__all__ = ["MAX_PIXELS", "WHITE", "BadImage", "Facts", "decode", "examine", "to_rgb"]
+__all__ = ["MAX_PIXELS", "WHITE", "BadImage", "Facts", "Opened", "decode", "examine", "load", "open_image", "to_rgb"]
 
 assert TiffImagePlugin and WebPImagePlugin  # importing them registers their openers
 
@@ -54,6 +58,16 @@ class Facts(NamedTuple):
     height: int
 
 
+class Opened(NamedTuple):
+    """A file that was found to be an image: a JPEG by its header, any other decoded."""
+
+    facts: Facts
+    file: Image.Image
+    data: bytes
+    pixels: NDArray[np.uint8] | None
+    """(H, W, 3) upright; None for a JPEG, which `load` decodes."""
+
+
 def decode(
     data: bytes, max_pixels: int = MAX_PIXELS, min_size: int = 1, background: tuple[int, int, int] = WHITE
 ) -> Tensor:
@@ -62,24 +76,75 @@ def decode(
     Raises BadImage for what is empty, cut, damaged, no image, above `max_pixels` (judged before decoding),
     below `min_size` on a side, or of a mode without a rule. In memory the result is laid out as (H, W, 3).
     """
-    return examine(data, max_pixels, min_size, background)[0]
+    return load(open_image(data, max_pixels, min_size, background))
 
 
 def examine(
     data: bytes, max_pixels: int = MAX_PIXELS, min_size: int = 1, background: tuple[int, int, int] = WHITE
 ) -> tuple[Tensor, Facts]:
     """As `decode`, with the facts about the file."""
+    opened = open_image(data, max_pixels, min_size, background)
+    return load(opened), opened.facts
+
+
+def open_image(
+    data: bytes, max_pixels: int = MAX_PIXELS, min_size: int = 1, background: tuple[int, int, int] = WHITE
+) -> Opened:
+    """The first half of `decode`, with the same errors: as much as it takes to know the size."""
     kind = identify(data)
     _silence_pillow()
-    try:
+    with _refusing(kind):
         file = Image.open(io.BytesIO(data), formats=(kind,))
         _check_size(file, max_pixels, min_size)
+        if kind == "JPEG":
+            width, height = file.size if _orientation(file) < 5 else file.size[::-1]
+            return Opened(Facts(kind, file.mode, width, height), file, data, None)
         if kind == "TIFF":
             check_strips(file, len(data))
         file.load()
-        mode, turn = file.mode, _UPRIGHT.get(_orientation(file))
-        image = to_rgb(file, background)
-        pixels = np.array(image if turn is None else image.transpose(turn))  # (H, W, 3)
+        pixels = _upright(np.array(to_rgb(file, background)), file)
+        return Opened(Facts(kind, file.mode, pixels.shape[1], pixels.shape[0]), file, data, pixels)
+
+
+def load(opened: Opened, factor: int = 1) -> Tensor:
+    """The second half of `decode`. At most once a file.
+
+    A JPEG may be decoded at 1 / `factor` of its size, with `factor` 2, 4 or 8: sides are rounded up, and much of the
+    work is never done. Other formats come in full size.
+    """
+    if opened.pixels is not None:
+        return torch.from_numpy(opened.pixels).permute(2, 0, 1)
+    with _refusing("JPEG"):
+        pixels = _upright(_jpeg(opened, factor), opened.file)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _jpeg(opened: Opened, factor: int) -> NDArray[np.uint8]:
+    """By simplejpeg, which gives the pixels of Pillow in less time; what it has doubts about is judged by Pillow."""
+    file = opened.file
+    width, height = file.size
+    if file.mode in ("RGB", "L"):
+        with contextlib.suppress(ValueError):
+            size = {"min_height": -(-height // factor), "min_width": -(-width // factor), "min_factor": factor}
+            found: NDArray[np.uint8] = simplejpeg.decode_jpeg(opened.data, "RGB", **size)
+            return found
+    if factor > 1:
+        file.draft(file.mode, (width // factor, height // factor))
+    file.load()
+    return np.array(to_rgb(file))
+
+
+def _upright(pixels: NDArray[np.uint8], file: Image.Image) -> NDArray[np.uint8]:
+    """(H, W, 3) turned as the file asks for; contiguous."""
+    turn = _UPRIGHT.get(_orientation(file))
+    return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
+
+
+@contextlib.contextmanager
+def _refusing(kind: str) -> Iterator[None]:
+    """Turns whatever Pillow raises into BadImage."""
+    try:
+        yield
     except BadImage:
         raise
     except Image.DecompressionBombError:
@@ -90,7 +155,6 @@ def examine(
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         detail = printable(f"{type(error).__name__}: {error}")[:200]
         raise BadImage("truncated" if cut else "damaged", detail) from None
-    return torch.from_numpy(pixels).permute(2, 0, 1), Facts(kind, mode, pixels.shape[1], pixels.shape[0])
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:

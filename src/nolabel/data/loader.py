@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nolabel import distributed
-from nolabel.data.decode import BadImage, decode
+from nolabel.data.decode import BadImage, load, open_image
 from nolabel.data.images import BadFile, Images, printable, read, too_many_bad
 from nolabel.errors import DataError
-from nolabel.views import View, apply, draw
+from nolabel.views import View, apply, draw, reduced, reduction
 from nolabel.views.draw import generator
 
 
@@ -26,6 +26,10 @@ class Stream(NamedTuple):
     seed: int
     batch_size: int
     """Images a step over all processes."""
+    offset: int = 0
+    """Batches of the order that are left out before step 0: after a roll-back the next ones come instead."""
+    full_decode: bool = False
+    """Decode large JPEGs in full, not at 1/2, 1/4 or 1/8 where the crops allow it: slower, other pixels, same crops."""
 
 
 class Batch(NamedTuple):
@@ -52,7 +56,7 @@ def samples(stream: Stream, steps: range, rank: int, world_size: int) -> Iterato
     per_epoch, share = steps_per_epoch(stream), stream.batch_size // world_size
     current, permutation = -1, torch.empty(0)
     for step in steps:
-        epoch, position = divmod(step, per_epoch)
+        epoch, position = divmod(step + stream.offset, per_epoch)
         if epoch != current:
             current, permutation = epoch, order(len(stream.images.names), stream.seed, epoch)
         start = position * stream.batch_size + rank * share
@@ -83,8 +87,11 @@ class _Sampler:
         return len(self.arguments[1])
 
 
+Key = tuple[int, int, int, int]
+"""(seed, epoch, sample, view): what the randomness of a view is a function of."""
+
 Item = tuple[list[Tensor], list[BadFile]]
-"""The crops of a slot, and the files that could not be read on the way to it, its own first."""
+"""The views of a slot, and the files that could not be read on the way to it, its own first."""
 
 
 class _Views(Dataset[Item]):
@@ -93,29 +100,37 @@ class _Views(Dataset[Item]):
         self.bad: dict[int, BadFile] = {}  # a broken folder is then read once a worker, not once a slot
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
-        epoch, sample = key
-        image, bad = _first_good(self.stream.images, sample, self.bad)
-        height, width = image.shape[1:]
-        # A replacement keeps the random key of the slot, so a bad file changes nothing but its own slot.
-        keys = [(self.stream.seed, epoch, sample, v) for v in range(len(self.stream.views))]
-        crops = [
-            apply(image, view, draw(view, key, height, width))
-            for view, key in zip(self.stream.views, keys, strict=True)
-        ]
-        return crops, bad
+        return _first_good(self.stream, *key, self.bad)
 
 
-def _first_good(images: Images, sample: int, known: dict[int, BadFile]) -> tuple[Tensor, list[BadFile]]:
-    """The image, or the next one in the list that can be decoded, and the bad files on the way; `known` grows."""
-    bad: list[BadFile] = []
+def cut(data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool = False) -> list[Tensor]:
+    """The views (3, size, size) uint8 of the image in `data`; BadImage where it cannot be decoded.
+
+    The parameters are drawn first, from the size in the header, so they do not depend on the size it is decoded at.
+    """
+    opened = open_image(data)
+    drawn = [draw(v, key, opened.facts.height, opened.facts.width) for v, key in zip(views, keys, strict=True)]
+    factor = 1 if full_decode or opened.pixels is not None else reduction(views, drawn)
+    image = load(opened, factor)
+    return [apply(image, view, reduced(one, factor)) for view, one in zip(views, drawn, strict=True)]
+
+
+def _first_good(stream: Stream, epoch: int, sample: int, known: dict[int, BadFile]) -> Item:
+    """The crops of the image, or of the next one in the list that can be decoded, and the bad files on the way.
+
+    `known` grows.
+    """
+    images, bad = stream.images, list[BadFile]()
     num_images = len(images.names)
+    # A replacement keeps the random key of the slot, so a bad file changes nothing but its own slot.
+    keys = [(stream.seed, epoch, sample, v) for v in range(len(stream.views))]
     while not too_many_bad(len(bad), len(bad), num_images):
         index = (sample + len(bad)) % num_images
         data = b""
         try:
             if index not in known:
                 data = read(images, index)
-                return decode(data), bad
+                return cut(data, stream.views, keys, stream.full_decode), bad
         except BadImage as error:
             known[index] = BadFile(images.names[index], error.reason, error.detail, len(data))
         bad.append(known[index])

@@ -45,7 +45,7 @@ def _jpeg_ends(data: bytes) -> bool:
             return True  # not a chain of segments: Pillow decides
         marker = data[at + 1]
         if marker == 0xDA:
-            return data.find(b"\xff\xd9", at) > 0
+            return data.rfind(b"\xff\xd9", at) > 0  # from the end, where it is
         if marker == 0xFF:
             at += 1
         elif marker in (0x01, *range(0xD0, 0xD9)):

@@ -1,7 +1,17 @@
 """Views: how one image becomes the crops that a method looks at."""
 
 from nolabel.views.draw import Drawn, draw
-from nolabel.views.image import apply, normalize
+from nolabel.views.image import apply, normalize, reduced, reduction
 from nolabel.views.specs import IMAGENET_MEAN, IMAGENET_STD, View
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Drawn", "View", "apply", "draw", "normalize"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Drawn",
+    "View",
+    "apply",
+    "draw",
+    "normalize",
+    "reduced",
+    "reduction",
+]

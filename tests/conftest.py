@@ -33,6 +33,14 @@ def no_network() -> Iterator[None]:
     assert not loopback_only.attempts, f"network asked for: {loopback_only.attempts}"
 
 
+@pytest.fixture(autouse=True)
+def no_kept_features(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test finds the features of another, and none writes to the user's cache folder."""
+    monkeypatch.setenv("NOLABEL_CACHE", str(tmp_path_factory.getbasetemp() / "features" / f"{id(request.node):x}"))
+
+
 @pytest.fixture(scope="session")
 def data_packs() -> Path:
     """The folder of the real image packs: $NOLABEL_DATA, by default ../shared/data beside the checkout."""

@@ -167,7 +167,7 @@ def test_gradient_accumulation_gives_the_same_losses(tiny: dict[str, Any], pictu
         arguments = {**tiny, "micro_batch": micro, "steps": 4, "log_every": 1}
         arguments["method"] = tiny["method"] | {"drop_path": 0.0, "head_batchnorm": False}
         run = nolabel.train("dino-small", pictures / "train", tmp_path / str(micro), **arguments)
-        runs[micro] = [r["loss"] for r in run.metrics()]
+        runs[micro] = [r["loss"] for r in run.metrics() if "loss" in r]
     assert runs[2] == pytest.approx(runs[8], rel=1e-4)
 
 
@@ -177,7 +177,7 @@ def test_other_precisions_and_recomputation(
 ) -> None:
     arguments = {**tiny, "precision": precision, "steps": 3, "log_every": 1, "grad_checkpointing": precision == "bf16"}
     run = nolabel.train("dino-small", pictures / "train", tmp_path / "run", **arguments)
-    assert all(r["loss"] == pytest.approx(4.16, abs=0.3) for r in run.metrics())  # ln 64
+    assert all(r["loss"] == pytest.approx(4.16, abs=0.3) for r in run.metrics() if "loss" in r)  # ln 64
 
 
 def wrong(name: str, *arguments: str, code: int, says: tuple[str, ...]) -> Any:

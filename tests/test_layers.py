@@ -9,13 +9,25 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "nolabel"
 LAYERS = (
     ("errors", "distributed"),
-    ("views", "momentum", "schedules", "optim", "checkpoint", "progress", "signals", "recipes"),
+    (
+        "views",
+        "momentum",
+        "schedules",
+        "masks",
+        "optim",
+        "checkpoint",
+        "progress",
+        "queues",
+        "signals",
+        "health",
+        "recipes",
+    ),
     ("data",),  # above views: its loader cuts the crops in its workers
-    ("config", "backbones", "heads", "losses", "run", "weights"),
+    ("config", "backbones", "heads", "losses", "matching", "run", "shuffle", "weights"),
     ("methods", "evals", "plots", "report"),
-    ("job", "monitor", "saving", "train", "estimate"),
+    ("job", "journal", "liveness", "monitor", "saving", "stability", "train", "estimate"),
     ("api", "tour"),
-    ("cli", "commands"),
+    ("cli", "commands", "embed"),
     ("__init__", "__main__"),
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -1,6 +1,7 @@
 """A run that is stopped, killed or crashed and then resumed ends bit-equal to one that was never interrupted."""
 
 import importlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,6 +211,72 @@ def test_a_run_in_use_is_refused(whole: Path, tiny: dict[str, Any], pictures: Pa
     with folder.locked(whole), pytest.raises(UsageError, match="in use"):
         nolabel.train("dino-small", **settings(tiny, pictures, whole), overwrite=True)
     assert weights(whole)
+
+
+def test_a_safe_change_is_taken_and_recorded(
+    whole: Path, tiny: dict[str, Any], pictures: Path, tmp_path: Path, crash_at: Callable[[int], None], monkeypatch: Any
+) -> None:
+    out = tmp_path / "run"
+    crash_at(5)
+    with pytest.raises(Crash):
+        nolabel.train("dino-small", **settings(tiny, pictures, out))
+    monkeypatch.undo()
+    nolabel.resume(out, {"workers": 1, "eval_every": 500})
+    assert weights(out) == weights(whole)
+    assert nolabel.Run(out).config()["eval_every"] == 500
+    start = [e for e in nolabel.Run(out).events() if e["event"] == "start"][-1]
+    assert start["changed_on_resume"] == [f"eval_every: {tiny.get('eval_every', 1)} -> 500", "workers: 0 -> 1"]
+
+
+def test_a_finished_run_goes_on_when_it_is_to_be_longer(tiny: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    nolabel.train("dino-small", **settings(tiny, pictures, out, steps=2))
+    before = weights(out)
+    run = nolabel.resume(out, {"steps": 4})
+    assert run.status() | {"state": "done", "step": 4} == run.status()
+    assert weights(out) != before
+
+
+def test_a_change_of_the_method_needs_permission(
+    tiny: dict[str, Any], pictures: Path, tmp_path: Path, crash_at: Callable[[int], None], monkeypatch: Any
+) -> None:
+    out = tmp_path / "run"
+    crash_at(5)
+    with pytest.raises(Crash):
+        nolabel.train("dino-small", **settings(tiny, pictures, out))
+    monkeypatch.undo()
+    before = (out / "config.yaml").read_bytes()
+    for changed, message in (
+        ({"optim": {"lr": 1e-3}, "method": {"teacher_temp": 0.02}}, "Another method.teacher_temp and optim.lr gives"),
+        ({"method": {"num_prototypes": 512}}, "cannot be resumed with another method.num_prototypes"),
+        ({"seed": 7}, "cannot be resumed with another seed"),
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            nolabel.resume(out, changed)
+        assert len(str(caught.value).splitlines()) <= 5
+    with pytest.raises(UsageError, match="num_prototypes"):
+        nolabel.resume(out, {"method": {"num_prototypes": 512}}, allow_change=True)
+    assert (out / "config.yaml").read_bytes() == before
+    assert nolabel.resume(out, {"optim": {"lr": 1e-3}}, allow_change=True).status()["state"] == "done"
+    assert nolabel.Run(out).config()["optim"]["lr"] == 1e-3
+
+
+def test_changed_images_may_be_allowed(
+    tiny: dict[str, Any], tmp_path: Path, pictures: Path, crash_at: Callable[[int], None], monkeypatch: Any,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(pictures / "train", data)
+    crash_at(5)
+    with pytest.raises(Crash):
+        nolabel.train("dino-small", **settings(tiny, pictures, out) | {"data": data})
+    monkeypatch.undo()
+    one = next(data.rglob("*.png"))
+    shutil.copy(one, one.with_name("another.png"))
+    with pytest.raises(DataError, match="--allow-change"):
+        nolabel.resume(out)
+    assert nolabel.resume(out, allow_change=True).status()["state"] == "done"
+    assert "the order of the images is another one from here on" in capfd.readouterr().err
 
 
 def test_signal_codes() -> None:

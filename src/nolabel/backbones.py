@@ -238,6 +238,21 @@ def _initialize_vit(model: VisionTransformer) -> None:
         nn.init.trunc_normal_(model.cls_token, std=0.02)
 
 
+def initialize_resnet(net: Backbone) -> None:
+    """DenseCL's start of a ResNet (Wang et al. 2021): convolutions Kaiming-normal by fan-in, every BatchNorm 1 and 0.
+
+    timm's own is by fan-out, and zero for the last gain of each block. Other networks stay as they are.
+    """
+    if not _is_resnet(net.name):
+        return
+    for module in net.model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
 def parse_args(pairs: tuple[str, ...]) -> dict[str, Any]:
     """`("patch_size=4", "layers=[1,1,1,1]")` as a mapping; values are YAML scalars or lists, lists become tuples."""
     import yaml

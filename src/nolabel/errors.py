@@ -6,6 +6,9 @@ The exit codes are those of `docs/exit-codes.md`; a bug (any other exception) ex
 import difflib
 from collections.abc import Iterable
 
+DEAD_PROCESS = 75
+"""Exit code of a job of several processes of which one is dead or hangs."""
+
 
 class NolabelError(Exception):
     """Base of every error meant for the user; `code` is the exit code of the command line."""

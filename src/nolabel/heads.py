@@ -1,5 +1,6 @@
 """The networks between a backbone and a loss; thrown away after training."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -22,6 +23,22 @@ class Prototypes(nn.Module):
         return F.linear(z, self.weight_g * F.normalize(self.weight_v, dim=1))
 
 
+def mlp(widths: Sequence[int], batchnorm: bool) -> nn.Sequential:
+    """Linear layers from width to width with BatchNorm, if asked for, and GELU between: the heads of DINO and MSN.
+
+    (B, widths[0]) to (B, widths[-1]). Weights start from a truncated normal of std 0.02, biases from 0.
+    """
+    layers: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        layers += [nn.Linear(a, b), *([nn.BatchNorm1d(b)] if batchnorm else []), nn.GELU()]
+    found = nn.Sequential(*layers[: -2 if batchnorm else -1])  # the last layer is linear
+    for layer in found:
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    return found
+
+
 class DINOHead(nn.Module):
     """DINO's projection head (Caron et al. 2021): MLP, L2-normalised bottleneck, prototypes. (B, D) to (B, K)."""
 
@@ -36,17 +53,7 @@ class DINOHead(nn.Module):
         learn_magnitude: bool = False,
     ) -> None:
         super().__init__()
-        widths = [dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
-        layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(pairwise(widths)):
-            layers.append(nn.Linear(a, b))
-            if i < num_layers - 1:
-                layers += [nn.BatchNorm1d(b), nn.GELU()] if batchnorm else [nn.GELU()]
-        self.mlp = nn.Sequential(*layers)
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        self.mlp = mlp([dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim], batchnorm)
         self.last_layer = Prototypes(bottleneck_dim, num_prototypes, learn_magnitude)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,3 +77,27 @@ class Projector(nn.Sequential):
         for layer in self:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.01)
+
+
+class DenseProjector(nn.Module):
+    """DenseCL's two projectors side by side (Wang et al. 2021); without the dense one it is MoCo v2's.
+
+    Pooled features (B, D) to (B, out_dim), patches (B, N, D) to (B, N, out_dim), neither normalised. Two layers with
+    biases, ReLU between and no BatchNorm. The pooled layers start Kaiming-normal (fan-in) with zero biases, the dense
+    ones as torch starts a 1x1 convolution, which is what a Linear on each patch is.
+    """
+
+    def __init__(self, dim: int, out_dim: int = 128, hidden_dim: int | None = None, dense: bool = True) -> None:
+        super().__init__()
+        hidden = hidden_dim or dim
+        self.pooled = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, out_dim))
+        for layer in self.pooled:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        self.patches: nn.Sequential | None = None
+        if dense:
+            self.patches = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, out_dim))
+
+    def forward(self, pooled: Tensor, patches: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.pooled(pooled), None if self.patches is None else self.patches(patches)

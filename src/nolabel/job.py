@@ -41,10 +41,15 @@ class Job(NamedTuple):
     """Files that could not be read so far, by name."""
     bad_slots: set[str]
     """Those of them whose own turn came: the share of these decides whether the data are too broken."""
+    bad_steps: list[int]
+    """Steps that were not finite, since the last roll-back."""
+    rollbacks: int
+    failed_saves: list[str]
+    """Why checkpoints could not be written, since the last that could."""
     out: Path
 
     def clock(self, step: int) -> Clock:
-        return Clock(step, round(self.total_steps * self.config.stretch), self.steps_per_epoch)
+        return Clock(step, round(self.total_steps * self.config.stretch), self.steps_per_epoch, self.config.seed)
 
 
 def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job:
@@ -60,23 +65,39 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
     couples = method.couples_batch or any(
         isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in method.modules()
     )
-    for warning in check(config, method.views(), method.backbone.patch_size, couples):
+    for warning in check(config, method.views(), method.backbone.patch_size, couples) + method.check():
         say(f"warning: {warning}")
-    distributed.synchronize_batchnorm(method)
+    if method.sync_batchnorm:
+        distributed.synchronize_batchnorm(method)
     method.to(device).train()
     if config.compile:
         for module in method.modules():
             if isinstance(module, Backbone):
                 module.compile_blocks()
     model = distributed.data_parallel(method)
-    stream = Stream(images, method.views(), config.seed, config.batch_size)
+    stream = Stream(images, method.views(), config.seed, config.batch_size, full_decode=config.full_decode)
     per_epoch = len(images.names) // config.batch_size
     total = config.steps or config.epochs * per_epoch
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     optim = optimizer(method, config.optim, method.free)
     labelled = scan_labelled(config.labels) if config.labels else None
     return Job(
-        config, device, method, model, optim, scaler, stream, total, per_epoch, labelled, {}, set(), Path(config.out)
+        config=config,
+        device=device,
+        method=method,
+        model=model,
+        optimizer=optim,
+        scaler=scaler,
+        stream=stream,
+        total_steps=total,
+        steps_per_epoch=per_epoch,
+        labelled=labelled,
+        bad={},
+        bad_slots=set(),
+        bad_steps=[],
+        rollbacks=0,
+        failed_saves=[],
+        out=Path(config.out),
     )
 
 

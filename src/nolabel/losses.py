@@ -1,10 +1,15 @@
 """Losses as functions of tensors. Softmax and logarithm are taken in float32 whatever the precision of the logits."""
 
+import math
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from nolabel import distributed
+
+_LOGITS_AT_ONCE = 2**24
 
 
 def dino_loss(student: Tensor, teacher: Tensor, student_temp: float) -> Tensor:
@@ -27,6 +32,16 @@ def entropy(p: Tensor) -> Tensor:
     return h
 
 
+@torch.no_grad()
+def information(p: Tensor) -> Tensor:
+    """What assignments `p` (..., K) say of their image, a 0-d tensor in nats: entropy of the mean less mean entropy.
+
+    0 when all rows are alike, whatever they are; at most the logarithm of the number of rows or of K.
+    """
+    rows = p.flatten(0, -2)
+    return entropy(rows.mean(0, keepdim=True)) - entropy(rows)
+
+
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """SimCLR's loss of two views `a`, `b` (B, D) and the share of positives ranked first, both 0-d.
 
@@ -45,3 +60,103 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         loss = loss + F.cross_entropy(logits, positive)
         correct = correct + (logits.argmax(1) == positive).float().mean() / 2
     return loss, correct
+
+
+class Contrast(NamedTuple):
+    """What `info_nce` says, each 0-d."""
+
+    loss: Tensor
+    positive: Tensor
+    """Mean cosine of a query with its key."""
+    negative: Tensor
+    """Mean cosine of a query with the queue."""
+    first: Tensor
+    """Share of queries whose key is nearer than all of the queue."""
+
+
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Contrast:
+    """MoCo's loss (He et al. 2020): each query must name its own key among the rows of the queue.
+
+    `query` and `key` (R, D) have unit rows, row r of one belongs to row r of the other; `queue` (Q, D) holds the
+    negatives. Key and queue get no gradient. The R x (Q + 1) logits are never held whole: at most 2**24 at a time,
+    64 MiB in float32, and nothing of them is kept for the backward pass but the gradient (R, D). Under bf16 autocast
+    the products with the queue are bf16, where the errors of many negatives cancel; the rest is float32.
+    """
+    device, dtype = query.device.type, torch.promote_types(query.dtype, torch.float32)
+    mixed = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    q, k, n = query.to(dtype), key.detach().to(dtype), queue.detach().to(dtype)
+    with torch.autocast(device, enabled=False):
+        loss, first = _InfoNCE.apply(q, k, n, temperature, torch.bfloat16 if mixed else dtype)
+        with torch.no_grad():
+            positive, negative = (q * k).sum(1).mean(), q.mean(0) @ n.mean(0)
+    return Contrast(loss, positive, negative, first)
+
+
+class _InfoNCE(torch.autograd.Function):
+    """The loss chunk by chunk; its gradient is made on the way, because then the logits are needed only once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, queue: Tensor, temperature: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        rows, negatives = max(1, _LOGITS_AT_ONCE // len(queue)), queue.to(dtype)
+        losses, firsts, grads = [], [], []
+        for q, k in zip(torch.split(query, rows), torch.split(key, rows), strict=True):
+            positive = (q * k).sum(1, keepdim=True) / temperature
+            logits = (q.to(dtype) @ negatives.T).to(q.dtype).div_(temperature)
+            top = torch.maximum(logits.amax(1, keepdim=True), positive)
+            weights, own = logits.sub_(top).exp_(), (positive - top).exp()
+            total = weights.sum(1, keepdim=True) + own
+            losses.append(total.log() + top - positive)
+            firsts.append(positive >= top)
+            if ctx.needs_input_grad[0]:
+                drawn = (weights.to(dtype) @ negatives).to(q.dtype) + own * k
+                grads.append((drawn / total - k) / (temperature * len(query)))
+        if grads:
+            ctx.save_for_backward(torch.cat(grads))
+        first = torch.cat(firsts).to(query.dtype).mean()
+        ctx.mark_non_differentiable(first)
+        return torch.cat(losses).mean(), first
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return grad * ctx.saved_tensors[0], None, None, None, None
+
+
+def log_assignments(z: Tensor, prototypes: Tensor, temperature: float, smoothing: float = 0.0) -> Tensor:
+    """log p (B, K) of embeddings `z` (B, D) over `prototypes` (K, D): log-softmax of cosine / temperature, in float32.
+
+    With `smoothing` s each prototype stands for the label 1 - s + s/K and for the others s/K, so p is (1 - s) p + s/K
+    (Assran et al. 2022).
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        cosines = F.normalize(z.float(), dim=-1) @ F.normalize(prototypes.float(), dim=-1).T
+    log_p = F.log_softmax(cosines / temperature, dim=-1)
+    if smoothing:
+        floor = torch.tensor(math.log(smoothing / len(prototypes)), device=z.device)
+        log_p = torch.logaddexp(log_p + math.log1p(-smoothing), floor)
+    return log_p
+
+
+@torch.no_grad()
+def sinkhorn(p: Tensor, num_rounds: int = 3) -> Tensor:
+    """Probabilities (B, K) balanced over the joined batch of all processes: each prototype gets about the same share.
+
+    A round divides each prototype by its sum over all images, then each image by its sum over the prototypes; so rows
+    sum to 1 exactly, columns to B/K nearly (Assran et al. 2022, on sharpened probabilities, without another
+    exponential). No gradient. A prototype that is 0 for all images stays so.
+    """
+    p = p.float()
+    for _ in range(num_rounds):
+        p = p / distributed.all_sum(p.sum(0)).clamp_min(torch.finfo(p.dtype).tiny)
+        p = p / p.sum(1, keepdim=True)
+    return p
+
+
+def memax_gap(p: Tensor) -> Tensor:
+    """ln K - H of the mean of probabilities `p` (B, K) over all rows and processes: 0-d, from 0 (uniform) to ln K.
+
+    MSN's me-max regularisation minimises it (Assran et al. 2022). Its gradient is that of the joined batch.
+    """
+    mean = distributed.all_mean(p.mean(0))
+    return math.log(p.shape[1]) + (mean * mean.clamp_min(torch.finfo(p.dtype).tiny).log()).sum()

@@ -6,6 +6,14 @@ import torch
 from torch import Tensor, nn
 
 
+def auto_momentum(total_steps: int) -> float:
+    """Momentum at the start of a run of that length, 0.99 to 0.9995: the teacher remembers about a sixtieth of it.
+
+    Our choice for short runs (docs/dino.md); the papers' are for hundreds of thousands of steps.
+    """
+    return 1 - min(max(60 / total_steps, 0.0005), 0.01)
+
+
 @torch.no_grad()
 def move_teacher(teacher: Iterable[nn.Parameter], student: Iterable[nn.Parameter], momentum: float, ok: Tensor) -> None:
     """teacher = momentum * teacher + (1 - momentum) * student, where `ok` (0-d, 0 or 1); otherwise nothing moves.

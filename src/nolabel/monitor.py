@@ -1,61 +1,134 @@
-"""What is looked at while training: k-NN with labels, the attention of eight fixed images, the report."""
+"""What is looked at while training: k-NN with labels, the features of fixed images and their attention, the report."""
 
+import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from nolabel import run, saving
 from nolabel.backbones import Backbone
 from nolabel.config import known
 from nolabel.data.decode import BadImage, decode
 from nolabel.data.images import Images, read
 from nolabel.data.loader import order
 from nolabel.evals import knn
-from nolabel.job import Job
+from nolabel.evals.features import Pixels, embed, in_batches
+from nolabel.health import Diagnosis, Facts, diagnose, feature_signals
+from nolabel.job import Job, method_name, say
 from nolabel.plots.attention import snapshot
+from nolabel.report import report
 from nolabel.views import normalize
 
 NUM_PICTURES = 8
 MAX_BYTES = 400_000_000  # of the decoded labelled images of one split
+MIN_SAMPLE, MAX_SAMPLE = 256, 2048
 
 
 class Monitor(NamedTuple):
-    """The fixed images that a run is looked at with."""
+    """The fixed images that a run is looked at with, and what was seen so far."""
 
     labelled: knn.MonitorImages | None
-    pictures: Tensor
-    """(8, 3, size, size) uint8, or fewer where the data hold fewer."""
+    sample: Tensor
+    """(N, 3, size, size) uint8 training images for the signals of `health.py`; the first eight are drawn, too."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     device: torch.device
+    facts: Facts
+    history: list[dict[str, Any]]
+    """The lines of metrics.jsonl."""
+    said: list[str]
+    """Kinds of alarms that were given."""
 
 
 def monitor(job: Job) -> Monitor:
-    """Choose and decode the images."""
+    """Choose and decode the images; a resumed run remembers what it wrote."""
     config, size = job.config, job.config.method.image_size
     most = min(5000, MAX_BYTES // (3 * size * size))
     labelled = knn.monitor_images(job.labelled, size, most, known(config.workers)) if job.labelled else None
-    pictures = _pictures(job.stream.images, size, config.seed)
-    return Monitor(labelled, pictures, config.mean, config.std, job.device)
+    sample = _sample(job.stream.images, size, config.seed, _sample_size(job))
+    written = run.Run(job.out)
+    said = [e["kind"] for e in written.events() if e.get("event") == "alarm"]
+    return Monitor(labelled, sample, config.mean, config.std, job.device, _facts(job), written.metrics(), said)
 
 
-def accuracy(m: Monitor, backbone: Backbone) -> float | None:
-    """20-NN of the backbone in percent, None without labels."""
-    return None if m.labelled is None else knn.monitor(backbone, m.labelled, m.mean, m.std, m.device)
+def look(job: Job, images: Monitor, done: int) -> dict[str, Any]:
+    """k-NN, feature signals and a picture of the network as it is now, into the run folder; gives what to show."""
+    net = job.method.backbone
+    record: dict[str, Any] = {}
+    with saving.tolerant("eval/attention"):
+        _picture(images, net, job.out / "eval" / "attention" / f"step-{done:08d}.webp")
+    if images.labelled is not None:
+        accuracy = knn.monitor(net, images.labelled, images.mean, images.std, images.device)
+        record = {"knn": accuracy}
+        if done == 0:
+            record |= {"knn_untrained": accuracy, "knn_raw": images.labelled.raw}
+    if len(images.sample) > 1:
+        record |= _features(images, net)
+    if done == 0:
+        record |= {"distinct_images": _distinct(images.sample)}
+    written = {"step": done, "epoch": done / job.steps_per_epoch, **record}
+    images.history.append(written)
+    with saving.tolerant("metrics.jsonl"):
+        run.append_jsonl(job.out / "metrics.jsonl", written)
+    saving.event(job, "eval", step=done, **record)
+    with saving.tolerant("report.html"):
+        report(run.Run(job.out))
+    return record
 
 
-def picture(m: Monitor, backbone: Backbone, path: Path) -> None:
+def judge(job: Job, images: Monitor, record: dict[str, Any]) -> Diagnosis:
+    """What the run looks like after another line of metrics; the first alarm of a kind is said and recorded."""
+    images.history.append(record)
+    found = diagnose(images.history, images.facts)
+    if found.alarm and found.kind not in images.said:
+        images.said.append(found.kind)
+        say(f"warning: {found.words}")
+        saving.event(job, "alarm", step=record["step"], kind=found.kind, words=found.words)
+    return found
+
+
+def _features(images: Monitor, net: Backbone) -> dict[str, float]:
+    labels = torch.zeros(len(images.sample), dtype=torch.int64)
+    pixels = Pixels(images.sample, labels, ("",) * len(images.sample))
+    table = embed(net, in_batches(pixels), images.mean, images.std, images.device)
+    return feature_signals(table.features)._asdict()
+
+
+def _facts(job: Job) -> Facts:
+    c = job.config
+    settings = {name: getattr(c.method, name) for name in vars(c.method)}
+    warmup = max(round(c.optim.warmup_epochs * job.steps_per_epoch), job.total_steps // 50)
+    return Facts(method_name(c), settings, job.method.backbone.num_features, settings.get("num_prototypes"), warmup)
+
+
+def _sample_size(job: Job) -> int:
+    """As many images as cost about 1 % of the training between two evaluations.
+
+    An image in training costs at least four forward passes: one of the teacher, and three for forward and backward.
+    """
+    fitting = 0.01 * 4 * job.config.batch_size * known(job.config.eval_every)
+    size = job.config.method.image_size
+    return int(min(max(fitting, MIN_SAMPLE), MAX_SAMPLE, MAX_BYTES // (3 * size * size)))
+
+
+def _distinct(sample: Tensor) -> float:
+    """Share of the images that differ from all before them."""
+    return len({hashlib.sha256(image.numpy().tobytes()).digest() for image in sample}) / max(len(sample), 1)
+
+
+def _picture(m: Monitor, backbone: Backbone, path: Path) -> None:
     """Save the contact sheet of this moment; nothing where no image could be read."""
-    if not len(m.pictures):
+    if not len(m.sample):
         return
-    x = normalize(m.pictures, m.mean, m.std).to(m.device)
+    x = normalize(m.sample[:NUM_PICTURES], m.mean, m.std).to(m.device)
     path.parent.mkdir(parents=True, exist_ok=True)
     snapshot(backbone, x, m.mean, m.std).save(path, quality=80)
 
 
-def _pictures(images: Images, size: int, seed: int) -> Tensor:
+def _sample(images: Images, size: int, seed: int, number: int) -> Tensor:
     chosen = []
     for index in order(len(images.names), seed, 0).tolist():
         try:
@@ -64,6 +137,6 @@ def _pictures(images: Images, size: int, seed: int) -> Tensor:
             continue
         image = F.resize(image, [size], antialias=True)
         chosen.append(F.center_crop(image, [size, size]))
-        if len(chosen) == NUM_PICTURES:
+        if len(chosen) == number:
             break
     return torch.stack(chosen) if chosen else torch.empty(0, 3, size, size, dtype=torch.uint8)

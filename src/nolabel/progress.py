@@ -4,11 +4,12 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-Report = Callable[[int, Mapping[str, float | None]], None]
+Report = Callable[[int, Mapping[str, Any]], None]
 
 
 @contextlib.contextmanager
@@ -31,7 +32,7 @@ def progress(first_step: int, total_steps: int, show: bool = True) -> Iterator[R
         yield _plain_lines(first_step, total_steps)
 
 
-def summary(metrics: Mapping[str, float | None]) -> str:
+def summary(metrics: Mapping[str, Any]) -> str:
     """The numbers people watch, in one short line."""
     parts = []
     for name, form in (
@@ -46,13 +47,15 @@ def summary(metrics: Mapping[str, float | None]) -> str:
     wait = metrics.get("data_wait")
     if wait is not None:
         parts.append(f"loader {100 * wait:.0f} %" + (": raise --workers" if wait > 0.3 else ""))
+    if metrics.get("health"):
+        parts.append(f"health: {metrics['health']}")
     return " | ".join(parts)
 
 
 def _plain_lines(first_step: int, total_steps: int, interval: float = 10.0) -> Report:
     start = last = time.monotonic()
 
-    def report(step: int, metrics: Mapping[str, float | None]) -> None:
+    def report(step: int, metrics: Mapping[str, Any]) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last < interval and step < total_steps and "knn" not in metrics:

@@ -1,6 +1,6 @@
 """Named settings. Only data: `nolabel list` and wrong names are answered without importing torch.
 
-The values of the paper recipes are those of docs/dino.md and docs/simclr.md, with the reason for each difference.
+The values of the paper recipes are those of the methods' pages in docs/, with the reason for each difference.
 """
 
 from typing import Any, NamedTuple
@@ -15,6 +15,34 @@ class Recipe(NamedTuple):
     summary: str
     settings: dict[str, Any]
 
+
+# The paper's learning rates are absolute, for batches of 1024; ours are for 256 images.
+_MSN: dict[str, Any] = {
+    "batch_size": 1024,
+    "epochs": 800,
+    "stretch": 1.25,
+    "optim": {"lr": 2.5e-4, "start_lr": 5e-5, "warmup_epochs": 15, "clip": "joint"},
+}
+
+_MOCO_OPTIM: dict[str, Any] = {
+    "name": "sgd",
+    "lr": 0.03,
+    "min_lr": 0.0,
+    "warmup_epochs": 0,
+    "lr_by_epoch": True,
+    "weight_decay": 1e-4,
+    "weight_decay_end": 1e-4,
+    "decay_all": True,
+    "clip_grad": 0.0,
+}
+_MOCO: dict[str, Any] = {"backbone": "resnet50", "epochs": 200, "batch_size": 256, "optim": _MOCO_OPTIM}
+_MOCO_SMALL: dict[str, Any] = {
+    "backbone": "resnet18",
+    "epochs": 200,
+    "batch_size": 64,
+    "method": {"size": 128, "queue_size": "auto", "momentum": 0.99, "hidden_dim": None},
+    "optim": _MOCO_OPTIM | {"lr": 0.12},
+}
 
 RECIPES: dict[str, Recipe] = {
     "dino": Recipe(
@@ -66,6 +94,38 @@ RECIPES: dict[str, Recipe] = {
             },
         },
     ),
+    "msn": Recipe("msn", "MSN, ViT-S/16, 1 masked + 10 focal crops, Sinkhorn, 800 epochs", _MSN),
+    "msn-headline": Recipe(
+        "msn",
+        "MSN as in the paper's best ViT-S/16: no Sinkhorn, me-max weight 5",
+        _MSN | {"method": {"sinkhorn_rounds": 0, "memax_weight": 5.0}},
+    ),
+    "msn-small": Recipe(
+        "msn",
+        "MSN for few images on one device: ViT-Ti/8, 1 masked + 4 focal crops of 64 and 32 px",
+        {
+            "backbone": "vit_tiny_patch16_224",
+            "backbone_args": ["patch_size=8"],
+            "epochs": 200,
+            "batch_size": 128,
+            "method": {
+                "random_size": 64,
+                "focal_size": 32,
+                "num_focal": 4,
+                "num_prototypes": "auto",
+                "hidden_dim": 1024,
+                "momentum": "auto",
+            },
+            "optim": {
+                "lr": 1e-3,
+                "min_lr": 1e-6,
+                "warmup_epochs": 5,
+                "weight_decay": 0.04,
+                "weight_decay_end": 0.04,
+                "clip": "joint",
+            },
+        },
+    ),
     "simclr": Recipe(
         "simclr",
         "SimCLR, ResNet-50, LARS, 100 epochs",
@@ -104,6 +164,25 @@ RECIPES: dict[str, Recipe] = {
             },
         },
     ),
+    "densecl": Recipe("densecl", "DenseCL, ResNet-50, two views of 224 px, 200 epochs (ImageNet)", _MOCO),
+    "densecl-coco": Recipe(
+        "densecl",
+        "DenseCL, ResNet-50, 800 epochs, ten times the learning rate (COCO)",
+        _MOCO | {"epochs": 800, "optim": _MOCO_OPTIM | {"lr": 0.3}},
+    ),
+    "densecl-small": Recipe(
+        "densecl", "DenseCL for few images on one device: ResNet-18, two views of 128 px", _MOCO_SMALL
+    ),
+    "mocov2": Recipe(
+        "densecl",
+        "MoCo v2, ResNet-50, two views of 224 px, 200 epochs (DenseCL without its dense loss)",
+        _MOCO | {"method": {"dense_weight": 0.0}},
+    ),
+    "mocov2-small": Recipe(
+        "densecl",
+        "MoCo v2 at the budget of densecl-small",
+        _MOCO_SMALL | {"method": _MOCO_SMALL["method"] | {"dense_weight": 0.0}},
+    ),
 }
 
 BACKBONES: dict[str, str] = {
@@ -120,6 +199,14 @@ BACKBONES: dict[str, str] = {
 
 PROTOCOLS: dict[str, str] = {
     "knn": "weighted k nearest neighbours on frozen features",
+    "linear": "linear classifiers on frozen features, a sweep of settings in one pass",
+    "lowshot": "logistic regression on a few labelled images a class",
+    "retrieval": "other pictures of the same place or thing (revisited Oxford and Paris)",
+    "copies": "the original of a changed copy among distractors (Copydays)",
+    "video": "a mask carried through a clip by frozen patches (DAVIS: J and F)",
+    "attention": "objects under the heads of the last block (Jaccard index)",
+    "segmentation": "mean IoU by k-NN and linear on frozen patches, and of a fine-tuned FCN",
+    "all": "every protocol that the data allows, in one table",
 }
 
 

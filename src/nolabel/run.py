@@ -114,10 +114,19 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def write_status(run: Path, state: str, step: int, reason: str = "", exit_code: int | None = None) -> None:
-    """Replace status.json."""
+def write_status(
+    run: Path,
+    state: str,
+    step: int,
+    reason: str = "",
+    exit_code: int | None = None,
+    health: Mapping[str, str] | None = None,
+) -> None:
+    """Replace status.json; what is known of the run's health stays where nothing newer is given."""
     status = {"state": state, "step": step, "reason": reason, "pid": os.getpid(), "heartbeat": time.time()}
-    write_json(run / "status.json", status | ({} if exit_code is None else {"exit_code": exit_code}))
+    health = health or Run(run).status().get("health")
+    status |= {} if exit_code is None else {"exit_code": exit_code}
+    write_json(run / "status.json", status | ({} if health is None else {"health": health}))
 
 
 def check_new(path: Path, overwrite: bool) -> None:

@@ -11,6 +11,8 @@ class Clock(NamedTuple):
     total_steps: int
     """Steps that the schedules are laid over; MSN's reach beyond the end of the run."""
     steps_per_epoch: int
+    seed: int = 0
+    """Seed of the run: what a method draws by itself is a function of it and the step, alike in all processes."""
 
     @property
     def progress(self) -> float:

@@ -5,7 +5,8 @@ One step, top to bottom: views of a batch of images -> loss -> gradient -> clip 
 
 Three properties come from the shape of the loop. Every schedule and all randomness are functions of the step, so a
 resumed run repeats the uninterrupted one bit by bit. A step whose loss or gradient is not finite moves nothing that
-remembers: no weight, no teacher, no center. And nothing flows back: a method never sees the loop.
+remembers: no weight, no teacher, no center; `stability.py` says what follows. And nothing flows back: a method never
+sees the loop.
 """
 
 import contextlib
@@ -19,18 +20,29 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from nolabel import distributed, run, saving
+from nolabel import distributed, journal, run, saving
 from nolabel import monitor as watch
-from nolabel.config import TrainConfig, find_device, known, read_yaml, resolve, shrunk
-from nolabel.data.images import BadFile, scan, too_many_bad
-from nolabel.data.loader import batches
-from nolabel.errors import DataError, NumericError
+from nolabel.config import (
+    TrainConfig,
+    check_changes,
+    find_device,
+    fit_processes,
+    known,
+    read_yaml,
+    resolve,
+    shrunk,
+    update,
+)
+from nolabel.data.images import scan
+from nolabel.data.loader import Batch, batches
 from nolabel.job import Job, Record, build, config_from, config_yaml, say
+from nolabel.liveness import watched
+from nolabel.methods import Method
 from nolabel.optim import all_finite, clip_grad, set_schedules
 from nolabel.progress import progress
-from nolabel.report import report
 from nolabel.schedules import Clock
 from nolabel.signals import Stopped, caught
+from nolabel.stability import Unstable, verdict
 from nolabel.views import normalize
 from nolabel.views.draw import generator
 
@@ -51,58 +63,109 @@ def train(config: TrainConfig[Any], overwrite: bool = False) -> run.Run:
         for line in shrunk(asked, config):
             say(f"warning: {line}")
         with run.locked(out) if distributed.is_main() else contextlib.nullcontext(), saving.recorded(job, 0):
-            loop(job, 0, [])
+            _to_the_end(job, 0, [])
     return run.Run(out)
 
 
-def resume(path: str | Path) -> run.Run:
-    """Go on with the run at `path` from its newest checkpoint, or from step 0. A finished run is left as it is."""
+def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_change: bool = False) -> run.Run:
+    """Go on with the run at `path` from its newest checkpoint, or from step 0. A finished run is left as it is.
+
+    `changed` are settings to change from here on, groups as mappings. Which may be, and which only with `allow_change`,
+    stands in `config/changes.py`; UsageError for the others. A run that was finished goes on if it is now longer.
+    """
     found = run.Run(path)
-    if found.status()["state"] == "done":
+    if found.status()["state"] == "done" and not changed:
         return found
-    values = read_yaml(found.path / "config.yaml") | {"out": str(path)}
-    config = config_from(values, str(found.path / "config.yaml"))
+    where = found.path / "config.yaml"
+    before = config_from(read_yaml(where) | {"out": str(path)}, str(where))
+    config = update(before, dict(changed or {}))
+    lines = check_changes(before, config, allow_change)
     device = find_device(config.device)
     with distributed.process_group(device):
-        job = build(config, scan(config.data, config.subfolder), device)
+        job = build(fit_processes(config), scan(config.data, config.subfolder), device)
         with run.locked(found.path) if distributed.is_main() else contextlib.nullcontext():
-            first_step, window = saving.restore(job)
-            with saving.recorded(job, first_step):
-                loop(job, first_step, window)
+            job, first_step, window = saving.restore(job, allow_change=allow_change)
+            killed_at_the_end = first_step == job.total_steps and found.status()["state"] != "done"
+            if first_step >= job.total_steps and not killed_at_the_end:
+                return found
+            if lines and distributed.is_main():
+                run.write_text(where, config_yaml(config))
+            with saving.recorded(job, first_step, lines):
+                if killed_at_the_end:  # after the last checkpoint: the weights may be older than it
+                    saving.checkpoint(job, first_step, window)
+                else:
+                    _to_the_end(job, first_step, window)
     return found
+
+
+def replay(path: str | Path) -> Record:
+    """Repeat the step for which the run at `path` was stopped as not finite, from RUN/capture; gives its values."""
+    found = run.Run(path)
+    config = config_from(found.config() | {"out": str(path)}, str(found.path / "config.yaml"))
+    device = find_device(config.device)
+    job = build(config, scan(config.data, config.subfolder), device)
+    job, step, _ = saving.restore(job, "capture")
+    batch = next(batches(job.stream, range(step, step + 1), 0))
+    return training_step(job, _on_device(job, batch), job.clock(step))
+
+
+def _to_the_end(job: Job, first_step: int, window: list[Record]) -> None:
+    """The loop, once more from the last checkpoint where `stability.verdict` asks for it."""
+    while True:
+        try:
+            return loop(job, first_step, window)
+        except Unstable as error:
+            if verdict(job.bad_steps, error.step, job.rollbacks) != "roll back" or not saving.has_checkpoint(job):
+                saving.capture(job, error.step)
+                raise
+            job, first_step, window = saving.roll_back(job, error)
 
 
 def loop(job: Job, first_step: int, window: list[Record]) -> None:
     """All steps from `first_step` on, with what is looked at and written between them."""
     config, main = job.config, distributed.is_main()
-    watched = watch.monitor(job) if main else None
-    if watched and first_step == 0:
-        _look(job, watched, 0)
     steps = range(first_step, job.total_steps)
-    stream = batches(job.stream, steps, known(config.workers), job.device.type == "cuda")
-    saved = time.monotonic()
-    with progress(first_step, job.total_steps, main) as show, caught() as signal_number:
+    with (
+        watched(job.out, first_step) as pulse,
+        progress(first_step, job.total_steps, main) as show,
+        caught() as signal_number,
+    ):
+        pulse.beat(first_step, "evaluating")
+        images = watch.monitor(job) if main else None
+        if images and first_step == 0:
+            watch.look(job, images, 0)
+        stream = batches(job.stream, steps, known(config.workers), job.device.type == "cuda")
+        saved, unread = time.monotonic(), list[tuple[int, Record]]()
         for step in steps:
+            pulse.beat(step)
             started = time.monotonic()
             batch = next(stream)
             waited = time.monotonic() - started
-            views = [normalize(v.to(job.device, non_blocking=True), config.mean, config.std) for v in batch.views]
-            values = training_step(job, views, job.clock(step))
+            values = training_step(job, _on_device(job, batch), job.clock(step))
             window.append({**values, "seconds": time.monotonic() - started, "waited": waited})
+            unread.append((step, values))
 
             done = step + 1
             last, log = done == job.total_steps, done % known(config.log_every) == 0
-            _note_bad_files(job, batch.bad, done)
-            if last or log:
-                show(done, _log(job, window, done))
+            due = last or done % known(config.checkpoint_every) == 0
+            journal.note_bad_files(job, batch.bad, done)
+            # Reading `ok` on the host waits for the device: each step on a CPU, else where the host waits anyway.
+            if job.device.type == "cpu" or log or due:
+                journal.judge(job, unread)
+                unread = []
+            if log or last:
+                show(done, journal.log(job, images, window, done))
                 window = []
-            if watched and (last or done % known(config.eval_every) == 0) and (seen := _look(job, watched, done)):
-                show(done, seen)
+            if last or done % known(config.eval_every) == 0:
+                pulse.beat(done, "evaluating")
+                if images and (seen := watch.look(job, images, done)):
+                    show(done, seen)
             # Processes agree on stopping at log steps; asking at every step would cost a synchronisation.
             number = signal_number() if log or not distributed.active() else 0
             stop = distributed.any_process(number != 0, job.device) if log else number != 0
             late = not distributed.active() and time.monotonic() - saved > CHECKPOINT_SECONDS
-            if last or stop or late or done % known(config.checkpoint_every) == 0:
+            if due or stop or late:
+                pulse.beat(done, "saving")
                 saving.checkpoint(job, done, window)
                 saved = time.monotonic()
             if stop and not last:
@@ -112,12 +175,12 @@ def loop(job: Job, first_step: int, window: list[Record]) -> None:
 def training_step(job: Job, views: Sequence[Tensor], clock: Clock) -> Record:
     """One optimizer step on normalised views (B, 3, size, size), B the share of this process. Returns what to log.
 
-    Raises NumericError when the loss (in fp16: the loss, else also a gradient) is not finite; nothing has moved then.
+    "ok" (0-d) is 0 when the loss (in fp16: the loss, else also a gradient) is not finite; nothing has moved then.
     """
     config, method, optim = job.config, job.method, job.optimizer
     torch.manual_seed(int(generator(config.seed, clock.step, distributed.rank()).integers(2**62)))
     scheduled = set_schedules(optim, config.optim, config.batch_size, clock)
-    statistics = [(b, b.clone()) for b in method.buffers()]
+    statistics = [(b, b.clone()) for b in _running_statistics(method)]
     optim.zero_grad(set_to_none=True)
 
     metrics = _forward_backward(job, views, clock)
@@ -134,9 +197,13 @@ def training_step(job: Job, views: Sequence[Tensor], clock: Clock) -> Record:
     if job.scaler.is_enabled():
         job.scaler.update()
         ok = all_finite(metrics["loss"])  # an infinite scaled gradient is fp16's ordinary way to find its scale
-    if not ok:
-        raise NumericError(_facts(job, metrics, grad_norm, clock, scheduled))
-    return {**metrics, "grad_norm": grad_norm, **scheduled, **method.settings(clock)}
+    return {"ok": ok, **metrics, "grad_norm": grad_norm, **scheduled, **method.settings(clock)}
+
+
+def _running_statistics(method: Method) -> list[Tensor]:
+    """What a forward pass moves: the buffers of BatchNorm. Everything else that remembers waits for `after_step`."""
+    norms = [m for m in method.modules() if hasattr(m, "running_mean")]
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
 
 def _forward_backward(job: Job, views: Sequence[Tensor], clock: Clock) -> dict[str, Tensor]:
@@ -156,65 +223,6 @@ def _forward_backward(job: Job, views: Sequence[Tensor], clock: Clock) -> dict[s
     return total
 
 
-def _facts(job: Job, metrics: Mapping[str, Tensor], norm: Tensor, clock: Clock, scheduled: Mapping[str, float]) -> str:
-    bad = [n for n, p in job.method.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    where = f"gradients of {len(bad)} tensors, first {bad[0]}" if bad else "no gradient"
-    return (
-        f"The loss or a gradient is not finite at step {clock.step}: loss {metrics['loss'].item():.4g}, gradient norm "
-        f"{norm.item():.4g}, learning rate {scheduled['lr']:.3g}, {job.config.precision}; not finite: {where}.\n"
-        "Nothing has moved in this step; the last checkpoint is good. "
-        "Try a lower --optim.lr, --precision fp32, or --optim.clip-grad 0.3."
-    )
-
-
-def _log(job: Job, window: Sequence[Record], done: int) -> dict[str, float | None]:
-    """Write the means since the last log line to metrics.jsonl and give them back."""
-    names = list(window[0])
-    table = torch.tensor([[float(record[name]) for name in names] for record in window], dtype=torch.float64)
-    means = distributed.all_mean(
-        table.mean(0).to(torch.float32 if job.device.type == "mps" else torch.float64).to(job.device)
-    )
-    record: dict[str, float | None] = dict(zip(names, means.tolist(), strict=True))
-    seconds, waited = record.pop("seconds") or 1e-9, record.pop("waited") or 0.0
-    record |= {"img_per_s": job.config.batch_size / seconds, "data_wait": waited / seconds}
-    if distributed.is_main():
-        epoch = done / job.steps_per_epoch
-        run.append_jsonl(job.out / "metrics.jsonl", {"step": done, "epoch": epoch, **record})
-        run.write_status(job.out, "running", done)
-    return record
-
-
-def _look(job: Job, watched: watch.Monitor, done: int) -> dict[str, float | None]:
-    """k-NN and a picture of the network as it is now."""
-    net = job.method.backbone
-    watch.picture(watched, net, job.out / "eval" / "attention" / f"step-{done:08d}.webp")
-    record: dict[str, float | None] = {}
-    if watched.labelled is not None:
-        accuracy = watch.accuracy(watched, net)
-        record = {"knn": accuracy}
-        if done == 0:
-            record |= {"knn_untrained": accuracy, "knn_raw": watched.labelled.raw}
-        run.append_jsonl(job.out / "metrics.jsonl", {"step": done, "epoch": done / job.steps_per_epoch, **record})
-        run.append_event(job.out, "eval", step=done, **record)
-    report(run.Run(job.out))
-    return record
-
-
-def _note_bad_files(job: Job, bad: Sequence[Sequence[BadFile]], done: int) -> None:
-    """Write down files that are bad and were not known yet. DataError when more than 5 % of the files seen are."""
-    for files in bad:
-        job.bad_slots.add(files[0].name)
-        for file in files:
-            if file.name not in job.bad:
-                job.bad[file.name] = file
-                rank = "" if distributed.is_main() else f".{distributed.rank()}"
-                run.append_jsonl(job.out / f"bad_files{rank}.jsonl", file._asdict())
-    num_images = len(job.stream.images.names)
-    share = num_images // distributed.world_size()
-    seen = min(done * job.config.batch_size // distributed.world_size(), share)
-    if too_many_bad(len(job.bad_slots), seen, share):
-        raise DataError(
-            f"{len(job.bad_slots)} of the first {seen} images cannot be read, more than 5 %: "
-            f"see {job.out}/bad_files.jsonl.\n"
-            "`nolabel check DATA` lists them all with reasons; repair or remove them and start again."
-        )
+def _on_device(job: Job, batch: Batch) -> list[Tensor]:
+    mean, std = job.config.mean, job.config.std
+    return [normalize(v.to(job.device, non_blocking=True), mean, std) for v in batch.views]

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite stops with the facts and leaves no trace in anything that remembers."""
+"""A step whose loss or gradient is not finite says so and leaves no trace in anything that remembers."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,6 @@ from test_contract import SMALL
 from tiny import SGD, changed, everything, job, step, views
 from torch import Tensor
 
-from nolabel.errors import NumericError
 from nolabel.job import Job
 from nolabel.optim import OptimConfig
 from nolabel.train import training_step
@@ -44,6 +43,8 @@ def infinite_gradient(j: Job) -> list[Tensor]:
         ("dino", "resnet", LARS),
         ("simclr", "resnet", ADAMW),
         ("simclr", "resnet", LARS),
+        ("msn", "vit", ADAMW),
+        ("densecl", "resnet", SGD),
     ],
 )
 def test_a_bad_step_leaves_no_trace(
@@ -55,10 +56,7 @@ def test_a_bad_step_leaves_no_trace(
         step(undisturbed, number)
     before = everything(j)
     assert any(name.startswith("optimizer") for name in before)
-    with pytest.raises(NumericError, match="not finite at step 2") as caught:
-        training_step(j, spoil(j), j.clock(2))
-    message = str(caught.value)
-    assert "learning rate" in message and "gradient norm" in message and len(message.splitlines()) <= 5
+    assert training_step(j, spoil(j), j.clock(2))["ok"] == 0
     assert not changed(before, everything(j)), f"moved: {changed(before, everything(j))}"
     # And the step goes on as if the bad one had never been.
     assert step(j, 2) == step(undisturbed, 2)
@@ -69,8 +67,7 @@ def test_a_bad_step_leaves_no_trace(
 def test_the_very_first_step_may_be_bad(method: str) -> None:
     j = job(SMALL[method], "resnet", optim=SGD)
     before = {k: v.clone() for k, v in j.method.state_dict().items()}
-    with pytest.raises(NumericError, match="not finite at step 0"):
-        training_step(j, nan_pixel(j), j.clock(0))
+    assert training_step(j, nan_pixel(j), j.clock(0))["ok"] == 0
     assert not changed(before, j.method.state_dict())
     assert not any(v.any() for k, v in everything(j).items() if k.startswith("optimizer"))
 
@@ -79,20 +76,8 @@ def test_one_bad_micro_batch_spoils_the_step() -> None:
     j = job(SMALL["dino"], micro_batch=2)
     step(j, 0)
     before = everything(j)
-    with pytest.raises(NumericError):
-        training_step(j, nan_pixel(j), j.clock(1))
+    assert training_step(j, nan_pixel(j), j.clock(1))["ok"] == 0
     assert not changed(before, everything(j))
-
-
-def test_the_message_names_what_is_not_finite() -> None:
-    j = job(SMALL["dino"])
-    with pytest.raises(NumericError, match=r"not finite: gradients of 1 tensors, first student\.head\.last_layer"):
-        training_step(j, _spoil_gradient_of(j, "student.head.last_layer.weight_v"), j.clock(8))
-
-
-def _spoil_gradient_of(j: Job, name: str) -> list[Tensor]:
-    dict(j.method.named_parameters())[name].register_hook(lambda grad: grad * torch.nan)
-    return views(j)
 
 
 def test_fp16_skips_an_overflow_lowers_its_scale_and_goes_on() -> None:
@@ -101,7 +86,7 @@ def test_fp16_skips_an_overflow_lowers_its_scale_and_goes_on() -> None:
     j.scaler.scale(torch.zeros(()))  # makes the scale tensor
     scale = j.scaler.get_scale()
     before = {k: v.clone() for k, v in j.method.state_dict().items()}
-    training_step(j, infinite_gradient(j), j.clock(0))
+    assert training_step(j, infinite_gradient(j), j.clock(0))["ok"] == 1
     assert not changed(before, j.method.state_dict())
     assert j.scaler.get_scale() == scale / 2
     skipped = 1
@@ -114,7 +99,6 @@ def test_fp16_skips_an_overflow_lowers_its_scale_and_goes_on() -> None:
     assert all(v.isfinite().all() for v in everything(j).values())
 
 
-def test_fp16_still_stops_on_a_loss_that_is_not_finite() -> None:
+def test_fp16_still_sees_a_loss_that_is_not_finite() -> None:
     j = job(SMALL["dino"], precision="fp16")
-    with pytest.raises(NumericError, match="fp16"):
-        training_step(j, nan_pixel(j), j.clock(0))
+    assert training_step(j, nan_pixel(j), j.clock(0))["ok"] == 0

@@ -14,12 +14,16 @@ from nolabel.backbones import Features
 from nolabel.checkpoint import Checkpoint, load_newest, optimizer_tensors, restore_optimizer, save
 from nolabel.job import Job
 from nolabel.methods import METHODS, MethodConfig
+from nolabel.methods.densecl import DenseCLConfig
 from nolabel.methods.dino import DINOConfig
+from nolabel.methods.msn import MSNConfig
 from nolabel.methods.simclr import SimCLRConfig
 
 # A new method: one line of small sizes.
 SMALL: dict[str, MethodConfig] = {
+    "densecl": DenseCLConfig(size=32, queue_size=16, momentum=0.9, hidden_dim=32, projection_dim=8),
     "dino": DINOConfig(32, 16, 2, num_prototypes=64, hidden_dim=32, bottleneck_dim=16, drop_path=0.0, momentum=0.9),
+    "msn": MSNConfig(32, 16, 1, 2, mask_ratio=0.5, num_prototypes=16, hidden_dim=32, output_dim=16, momentum=0.9),
     "simclr": SimCLRConfig(size=32, projection_dim=16),
 }
 OK, BAD = torch.ones(()), torch.zeros(())

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from test_contract import SMALL
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from nolabel import distributed
 from nolabel.distributed import SyncBatchNorm, all_gather, all_mean, all_sum, any_process, process_group
 from nolabel.job import Job
+from nolabel.methods import densecl as method
 from nolabel.optim import all_finite
+from nolabel.shuffle import shuffle, unshuffle
 
 STEPS = 3
 Found = dict[str, Tensor]
@@ -103,6 +106,44 @@ def simclr() -> Job:
     return job(SMALL["simclr"], "resnet", optim=dataclasses.replace(SGD, lr=0.32))
 
 
+def msn(**settings: Any) -> Job:
+    """Me-max at a weight at which its gradient shows in every parameter."""
+    config = dataclasses.replace(SMALL["msn"], memax_weight=2.0, **settings)
+    return job(config, "vit", optim=dataclasses.replace(SGD, lr=0.16))
+
+
+def densecl(backbone: str = "resnet", **settings: Any) -> Job:
+    return job(dataclasses.replace(SMALL["densecl"], **settings), backbone, optim=dataclasses.replace(SGD, lr=0.32))
+
+
+def shuffled() -> Found:
+    """Rows sent to other processes and back, in the order of one process."""
+    x = part(random(8, 3))
+    away = shuffle(x, step=3)
+    return {"away": all_gather(away), "back": all_gather(unshuffle(away, step=3)), "sent": random(8, 3)}
+
+
+def densecl_shuffled_back_wrongly() -> Found:
+    """The planted bug: keys stay where they were normalised."""
+    kept, method.unshuffle = method.unshuffle, lambda x, step: x
+    try:
+        found = training(lambda: densecl("vit", shuffle_bn=True))
+    finally:
+        method.unshuffle = kept
+    return found
+
+
+def cut() -> Found:
+    """The planted bug: the gradient of me-max stops at the border of the process."""
+    kept = distributed._AllSum.backward
+    distributed._AllSum.backward = staticmethod(lambda ctx, grad: grad)  # type: ignore[method-assign]
+    try:
+        found = training(msn)
+    finally:
+        distributed._AllSum.backward = kept  # type: ignore[method-assign]
+    return found
+
+
 def unreduced() -> Found:
     """The planted bug: each process keeps a center of its own."""
     kept, distributed.all_mean = distributed.all_mean, lambda x: x
@@ -122,8 +163,18 @@ RUNS: dict[str, Callable[[], Found]] = {
     "dino vit": lambda: training(lambda: dino("vit")),
     "dino vit in micro-batches": lambda: training(lambda: dino("vit", micro_batch=2)),
     "dino resnet": lambda: training(lambda: dino("resnet")),
+    "shuffled rows": shuffled,
+    "densecl vit": lambda: training(lambda: densecl("vit")),
+    "densecl resnet": lambda: training(densecl),
+    "densecl vit, shuffled": lambda: training(lambda: densecl("vit", shuffle_bn=True)),
+    "densecl resnet, shuffled": lambda: training(lambda: densecl(shuffle_bn=True)),
+    "densecl vit, shuffled back wrongly": densecl_shuffled_back_wrongly,
+    "msn vit": lambda: training(msn),
+    "msn vit without sinkhorn": lambda: training(lambda: msn(sinkhorn_rounds=0)),
+    "msn vit with a mask an image": lambda: training(lambda: msn(mask_per_sample=True)),
     "simclr resnet": lambda: training(simclr),
     "center not reduced": unreduced,
+    "gradient of me-max cut": cut,
 }
 
 

@@ -1,14 +1,17 @@
 """The settings of a run: their schema, their files, and what `auto` means."""
 
+from nolabel.config.changes import check_changes
 from nolabel.config.files import differences, read_yaml, shrunk, to_yaml, update
-from nolabel.config.resolve import check, find_device, known, resolve
+from nolabel.config.resolve import check, find_device, fit_processes, known, resolve
 from nolabel.config.schema import TrainConfig
 
 __all__ = [
     "TrainConfig",
     "check",
+    "check_changes",
     "differences",
     "find_device",
+    "fit_processes",
     "known",
     "read_yaml",
     "resolve",

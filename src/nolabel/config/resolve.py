@@ -62,6 +62,18 @@ def resolve(config: TrainConfig[Any], num_images: int, world_size: int, device: 
     return replace(config, method=method, optim=replace(config.optim, warmup_epochs=warmup), **chosen)
 
 
+def fit_processes(config: TrainConfig[Any]) -> TrainConfig[Any]:
+    """The settings of a run that is resumed, for as many processes as there are now. UsageError where it can't split.
+
+    The global batch, its order and its views stay; a micro-batch that does not fit a process's share becomes it.
+    """
+    size, processes = config.batch_size, distributed.world_size()
+    _check_split(size, processes)
+    share = size // processes
+    fits = config.micro_batch != "auto" and share % config.micro_batch == 0
+    return config if fits else replace(config, micro_batch=share)
+
+
 def known(value: int | Literal["auto"]) -> int:
     """A setting after `resolve`."""
     assert value != "auto", "resolve comes first"
@@ -102,14 +114,18 @@ def _check_batch(config: TrainConfig[Any], num_images: int, world_size: int) -> 
             f"{config.data} holds {num_images} images, fewer than one batch of {size}.\n"
             f"Use --batch-size {max(num_images // 2, 1)} or less, or more images."
         )
-    if size % world_size:
-        raise UsageError(
-            f"--batch-size {size} does not split over {world_size} processes: use a multiple of {world_size}."
-        )
+    _check_split(size, world_size)
     share = size // world_size
     if config.micro_batch != "auto" and share % config.micro_batch:
         raise UsageError(
             f"--micro-batch {config.micro_batch} does not divide the {share} images of a process and step."
+        )
+
+
+def _check_split(size: int, world_size: int) -> None:
+    if size % world_size:
+        raise UsageError(
+            f"--batch-size {size} does not split over {world_size} processes: use a multiple of {world_size}."
         )
 
 

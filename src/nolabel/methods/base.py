@@ -15,6 +15,10 @@ from nolabel.views import View
 class MethodConfig:
     """Settings of a method; the defaults of each subclass are its paper's."""
 
+    changeable: ClassVar[frozenset[str]] = frozenset()
+    """Settings that may change when a run is resumed with --allow-change: those of the loss and its schedules. The
+    others shape networks, views or what is remembered."""
+
     def resolve(self, num_images: int, batch_size: int, total_steps: int) -> Self:
         """The same settings with every `auto` replaced. Called once, before the first step of a new run."""
         return self
@@ -39,6 +43,11 @@ class Method(nn.Module):
     """Names of parameters with neither weight decay nor clipping (MSN's prototypes)."""
 
     @property
+    def sync_batchnorm(self) -> bool:
+        """Whether BatchNorm sees the joined batch of all processes; MoCo's alternative is to shuffle the images."""
+        return True
+
+    @property
     def backbone(self) -> Backbone:
         """The network to evaluate and to ship."""
         raise NotImplementedError
@@ -46,6 +55,10 @@ class Method(nn.Module):
     def views(self) -> tuple[View, ...]:
         """The views of an image that `forward` expects, in order."""
         raise NotImplementedError
+
+    def check(self) -> list[str]:
+        """Before the first step: warnings for settings known to go wrong; UsageError for those that cannot work."""
+        return []
 
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Mapping[str, Tensor]:
         """`views`: one normalised batch (B, 3, size, size) a view. Gives "loss" and metrics, all 0-d tensors."""

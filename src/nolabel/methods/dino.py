@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from nolabel import distributed
 from nolabel.backbones import Backbone
 from nolabel.heads import DINOHead
-from nolabel.losses import dino_loss, entropy
+from nolabel.losses import dino_loss, entropy, information
 from nolabel.methods.base import MakeBackbone, Method, MethodConfig
-from nolabel.momentum import move_teacher
+from nolabel.momentum import auto_momentum, move_teacher
 from nolabel.schedules import Clock, cosine, fit_warmup, linear_by_epoch
 from nolabel.views import View
 
@@ -25,6 +25,19 @@ from nolabel.views import View
 @dataclass(frozen=True)
 class DINOConfig(MethodConfig):
     """Settings of DINO; defaults: vanilla ViT-S/16 (Caron et al. 2021)."""
+
+    changeable: ClassVar[frozenset[str]] = frozenset(
+        {
+            "freeze_last_layer",
+            "student_temp",
+            "teacher_temp",
+            "warmup_teacher_temp",
+            "warmup_teacher_temp_epochs",
+            "center_momentum",
+            "momentum",
+            "momentum_end",
+        }
+    )
 
     global_size: int = 224
     """Side of the two global crops in pixels."""
@@ -64,8 +77,7 @@ class DINOConfig(MethodConfig):
             prototypes = min(max(2 ** round(_log2(num_images / 4)), 512), 65536)
         momentum = self.momentum
         if momentum == "auto":
-            # The teacher remembers about a sixtieth of the run (our choice: docs/dino.md).
-            momentum = 1 - min(max(60 / total_steps, 0.0005), 0.01)
+            momentum = auto_momentum(total_steps)
         warmup = round(fit_warmup(self.warmup_teacher_temp_epochs, total_steps / max(num_images // batch_size, 1)))
         return replace(self, num_prototypes=prototypes, momentum=momentum, warmup_teacher_temp_epochs=warmup)
 
@@ -130,7 +142,12 @@ class DINO(Method):
         loss = dino_loss(student_logits, teacher, self.config.student_temp)
         self._collect(teacher_logits)
         h = entropy(teacher)
-        return {"loss": loss, "teacher_entropy": h, "teacher_student_kl": loss.detach() - h}
+        return {
+            "loss": loss,
+            "teacher_entropy": h,
+            "teacher_student_kl": loss.detach() - h,
+            "assignment_information": information(teacher),
+        }
 
     def before_step(self, clock: Clock) -> None:
         if clock.epoch < self.config.freeze_last_layer:

@@ -23,6 +23,8 @@ from nolabel.views import View
 class SimCLRConfig(MethodConfig):
     """Settings of SimCLR; defaults: ImageNet, ResNet-50 (Chen et al. 2020)."""
 
+    changeable: ClassVar[frozenset[str]] = frozenset({"temperature"})
+
     size: int = 224
     """Side of both views in pixels."""
     scale: tuple[float, float] = (0.08, 1.0)

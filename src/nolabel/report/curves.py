@@ -65,6 +65,44 @@ _KINDS = (
         100.0,
         wide=True,
     ),
+    Kind(
+        "What the outputs say of the image",
+        {"assignment_information": "information"},
+        "In nats: 0 when every image gets the same output, whatever that is. It is what a collapse takes away.",
+        wide=True,
+    ),
+    Kind(
+        "Targets",
+        {"target_entropy": "entropy", "memax_gap": "gap to even use"},
+        "In nats. The gap is 0 when all prototypes are used evenly on average, and ln K when one gets every image.",
+        wide=True,
+    ),
+    Kind(
+        "Global and dense loss",
+        {"loss_global": "global", "loss_dense": "dense"},
+        "Before they are weighted. Both may rise while the queue fills with real keys.",
+        wide=True,
+    ),
+    Kind(
+        "Matches between two views",
+        {"matches_mutual": "mutual", "matches_distinct": "distinct"},
+        "Of the locations of a view: those whose match finds back to them, and how many different ones are matched.",
+        "%",
+        100.0,
+        wide=True,
+    ),
+    Kind(
+        "Effective rank of the features",
+        {"rankme": "RankMe", "effective_rank": "of the covariance"},
+        "How many directions the features of fixed training images use. Compare runs of one method only.",
+        wide=True,
+    ),
+    Kind(
+        "Two views, two images",
+        {"positive_similarity": "two views of an image", "negative_similarity": "two images"},
+        "Mean cosine. Where both lines meet, nothing is told apart.",
+        wide=True,
+    ),
     Kind("Gradient norm", {"grad_norm": "before clipping"}, "Over all parameters, before clipping.", wide=True),
     Kind("Learning rate", {"lr": "learning rate"}),
     Kind("Weight decay", {"weight_decay": "weight decay"}),
@@ -73,7 +111,7 @@ _KINDS = (
     Kind("Images a second", {"img_per_s": "images a second"}),
     Kind("Waiting for data", {"data_wait": "share of the time"}, unit="%", scale=100.0),
 )
-_NOT_DRAWN = {"step", "epoch", "knn_raw", "knn_untrained", "time"}
+_NOT_DRAWN = {"step", "epoch", "knn_raw", "knn_untrained", "time", "distinct_images"}
 
 
 def charts(metrics: Sequence[Mapping[str, Any]], num_prototypes: Any) -> list[Chart]:
@@ -92,10 +130,13 @@ def _levels(metrics: Sequence[Mapping[str, Any]], num_prototypes: Any) -> dict[s
         values = [m[key] for m in metrics if is_number(m.get(key))]
         if values:
             levels["knn"][name] = float(values[-1])
-    has_teacher = any(is_number(m.get("teacher_entropy")) for m in metrics)
-    if has_teacher and is_number(num_prototypes) and num_prototypes > 1:
+    logged = {key for m in metrics for key in m if is_number(m[key])}
+    if is_number(num_prototypes) and num_prototypes > 1:
         uniform = {f"uniform, ln {num_prototypes}": math.log(num_prototypes)}
-        levels |= {"loss": uniform, "teacher_entropy": uniform}
+        if "teacher_entropy" in logged:
+            levels |= {"loss": uniform, "teacher_entropy": uniform}
+        if "target_entropy" in logged:
+            levels |= {"ce": uniform, "target_entropy": uniform}
     return levels
 
 

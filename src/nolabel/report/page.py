@@ -72,6 +72,7 @@ def _context(run: Run) -> dict[str, Any]:
         "state": _text(status.get("state", "created")),
         "headline": words.headline(status, metrics, words.total_steps(config, metrics)),
         "verdict": words.verdict(metrics),
+        "alarm": _text(words.health(status)),
         "started": _text(start.get("time", ""))[:16].replace("T", " "),
         "duration": words.duration(events),
         "scores": words.scores(metrics),

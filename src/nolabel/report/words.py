@@ -66,6 +66,12 @@ def headline(status: Record, metrics: Sequence[Record], total_steps: int | None)
     return "Nothing was trained yet." if not metrics else f"At step {step}{of}."
 
 
+def health(status: Record) -> str:
+    """What the health monitor said last, where it was no good news."""
+    said = status.get("health")
+    return str(said.get("words") or "") if isinstance(said, Mapping) else ""
+
+
 def verdict(metrics: Sequence[Record]) -> str:
     """Whether it learned, as far as the numbers say: k-NN against its floors, or the loss alone."""
     found = scores(metrics)

@@ -1,0 +1,262 @@
+"""Is it learning, or has it collapsed? Signals of a run, and what they say in words.
+
+Signals are numbers; a `Diagnosis` is a sentence with its evidence and the setting to change. No single signal sees
+every kind of collapse (docs/health.md shows which misses what), so features are judged by the vote of several.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Record = Mapping[str, Any]
+"""A line of metrics.jsonl."""
+
+WINDOW = 200
+"""Steps over which a signal of the outputs must stay bad."""
+MAX_PAIRS = 1024
+
+
+class FeatureSignals(NamedTuple):
+    """What the features of some hundred images say; `feature_signals` computes it."""
+
+    rankme: float
+    """Effective rank of the features as they are (Garrido et al. 2023), 1 to D."""
+    effective_rank: float
+    """The same of their covariance (Roy & Vetterli 2007)."""
+    feature_std: float
+    """sqrt(D) times the mean standard deviation of the unit features (Chen & He 2021): near 1, 0 if all are alike."""
+    uniformity: float
+    """ln E exp(-2 d^2) over pairs (Wang & Isola 2020): about -4 when spread evenly, 0 if all are alike."""
+    alpha: float
+    """Decay of the eigenvalues, lambda_j ~ j^-alpha (Agrawal et al. 2022): about 1 is good, steep is collapse."""
+
+
+def feature_signals(features: Tensor) -> FeatureSignals:
+    """Signals of `features` (N, D), one row an image, N some hundred; computed in float64 on the CPU."""
+    z = features.detach().double().cpu()
+    n, d = z.shape
+    singular = torch.linalg.eigvalsh(z.T @ z).clamp_min(0).sqrt()
+    eigen = torch.linalg.eigvalsh(torch.cov(z.T)).clamp_min(0).flip(0)
+    unit = F.normalize(z, dim=1)
+    some = unit[:MAX_PAIRS]
+    distances = torch.pdist(some).square() if len(some) > 1 else torch.zeros(1, dtype=z.dtype)
+    return FeatureSignals(
+        rankme=_perplexity(singular),
+        effective_rank=_perplexity(eigen),
+        feature_std=float(math.sqrt(d) * unit.std(0).mean()),
+        uniformity=float((-2 * distances).exp().mean().log()),
+        alpha=_slope(eigen, min(n - 1, d)),
+    )
+
+
+def _perplexity(weights: Tensor) -> float:
+    """exp of the entropy of non-negative weights scaled to sum 1; 1 where all are 0."""
+    total = weights.sum()
+    if total <= 0:
+        return 1.0
+    p = weights / total + 1e-7
+    return float(torch.exp(-(p * p.log()).sum()))
+
+
+def _slope(eigen: Tensor, rank: int) -> float:
+    """-slope of ln lambda over ln j, from the third eigenvalue to the middle of those that can be above 0."""
+    last = max(rank // 2, 5)
+    part = eigen[2:last]
+    good = part > eigen[0] * 1e-12
+    if int(good.sum()) < 3:
+        return math.inf
+    x = torch.arange(3, 3 + len(part), dtype=part.dtype)[good].log()
+    y = part[good].log()
+    x = x - x.mean()
+    return float(-(x * (y - y.mean())).sum() / x.square().sum())
+
+
+class Facts(NamedTuple):
+    """What a run is, as far as its health is concerned."""
+
+    method: str
+    settings: Mapping[str, Any]
+    """Of the method, by name, for the advice."""
+    width: int
+    """D of the features."""
+    num_outputs: int | None
+    """K of a method with prototypes: its loss is ln K when the output is uniform."""
+    warmup_steps: int
+    """Steps in which nothing is judged: learning rates rise, outputs of a fresh network are all alike."""
+
+
+class Diagnosis(NamedTuple):
+    """What is wrong, if anything."""
+
+    kind: str
+    """healthy, warming up, uniform, constant, same output, dimensional, unused prototypes, no contrast, one location,
+    dead data, exploding"""
+    words: str
+    """What happened, with numbers, and what to change; empty where all is well."""
+
+    @property
+    def alarm(self) -> bool:
+        return self.kind not in ("healthy", "warming up")
+
+
+HEALTHY, WARMING = Diagnosis("healthy", ""), Diagnosis("warming up", "")
+
+
+def diagnose(records: Sequence[Record], facts: Facts) -> Diagnosis:
+    """What the metrics of a run say at their last step. `records` ascend in "step"; log and evaluation lines alike."""
+    if not records:
+        return WARMING
+    now = records[-1]["step"]
+    for rule in (_dead_data, _exploding):
+        if found := rule(records, facts):
+            return found
+    if now < facts.warmup_steps + WINDOW:
+        return WARMING
+    window = [r for r in records if r["step"] > now - WINDOW and "loss" in r]
+    for judge in (_outputs, _contrast, _locations):
+        if window and (found := judge(window, facts)):
+            return found
+    looks = [r for r in records if "rankme" in r and r["step"] >= facts.warmup_steps]
+    return _features(looks, facts) or HEALTHY
+
+
+def _all_below(window: Sequence[Record], name: str, limit: float) -> bool:
+    """Whether the signal was there and stayed below the limit in the whole window."""
+    values = [r[name] for r in window if r.get(name) is not None]
+    return len(values) > 0 and max(values) < limit
+
+
+def _mean(window: Sequence[Record], name: str) -> float:
+    values = [r[name] for r in window if r.get(name) is not None]
+    return sum(values) / len(values) if values else math.nan
+
+
+def _outputs(window: Sequence[Record], facts: Facts) -> Diagnosis | None:
+    """Methods with prototypes: outputs that say nothing of the image."""
+    if facts.num_outputs is None:
+        return None
+    most = math.log(facts.num_outputs)
+    if not _all_below(window, "assignment_information", 0.01 * most):
+        return None
+    entropy = _mean(window, "teacher_entropy" if "teacher_entropy" in window[-1] else "target_entropy")
+    loss, said = _mean(window, "loss"), _mean(window, "assignment_information")
+    evidence = f"its outputs hold {said:.3f} nats about the image, for {WINDOW} steps"
+    if entropy > 0.9 * most:
+        return Diagnosis(
+            "uniform",
+            f"The output is uniform: loss {loss:.3f}, ln {facts.num_outputs} = {most:.3f}; {evidence}. "
+            + _advice(facts, "uniform"),
+        )
+    if entropy < 0.1 * most:
+        return Diagnosis(
+            "constant",
+            f"Every image gives the same output: entropy {entropy:.3f} of {most:.3f}, loss {loss:.3f}; {evidence}. "
+            + _advice(facts, "constant"),
+        )
+    return Diagnosis(
+        "same output",
+        f"Every image gives the same soft output: entropy {entropy:.3f} of {most:.3f}; {evidence}. "
+        + _advice(facts, "constant"),
+    )
+
+
+def _contrast(window: Sequence[Record], facts: Facts) -> Diagnosis | None:
+    """Contrastive methods: positives that are no nearer than negatives."""
+    pairs = [(r["positive_similarity"], r["negative_similarity"]) for r in window if "negative_similarity" in r]
+    if not pairs or max(p - n for p, n in pairs) >= 0.02:
+        return None
+    return Diagnosis(
+        "no contrast",
+        f"Two views of an image are no more alike than two images: cosine {_mean(window, 'positive_similarity'):.3f} "
+        f"against {_mean(window, 'negative_similarity'):.3f}, for {WINDOW} steps. " + _advice(facts, "contrast"),
+    )
+
+
+def _locations(window: Sequence[Record], facts: Facts) -> Diagnosis | None:
+    if not _all_below(window, "matches_distinct", 0.1):
+        return None
+    return Diagnosis(
+        "one location",
+        f"Nearly all locations of an image match the same few of the other view: "
+        f"{100 * _mean(window, 'matches_distinct'):.1f} % distinct, for {WINDOW} steps. " + _advice(facts, "locations"),
+    )
+
+
+def _features(looks: Sequence[Record], facts: Facts) -> Diagnosis | None:
+    """The vote of the feature signals at the last evaluation: two of five, one of them about the rank or the spread."""
+    if not looks:
+        return None
+    last = looks[-1]
+    best_rank = max(r["rankme"] for r in looks)
+    best_effective = max(r["effective_rank"] for r in looks)
+    votes = {
+        f"RankMe {last['rankme']:.1f}": last["rankme"] < max(4.0, 0.02 * facts.width, 0.3 * best_rank),
+        f"effective rank {last['effective_rank']:.1f}": last["effective_rank"]
+        < max(3.0, 0.01 * facts.width, 0.3 * best_effective),
+        f"spread {last['feature_std']:.2f}": last["feature_std"] < 0.2,
+        f"uniformity {last['uniformity']:.2f}": last["uniformity"] > -0.5,
+    }
+    bad = [name for name, vote in votes.items() if vote]
+    if len(bad) < 2:
+        return None
+    kind = "constant" if last["feature_std"] < 0.2 and last["uniformity"] > -0.5 else "dimensional"
+    what = "All images have nearly the same features" if kind == "constant" else "The features span few directions"
+    return Diagnosis(
+        kind,
+        f"{what}: {', '.join(bad)} of {facts.width} dimensions. "
+        + _advice(facts, kind if kind == "constant" else "dimensional"),
+    )
+
+
+def _dead_data(records: Sequence[Record], facts: Facts) -> Diagnosis | None:
+    found = next((r["distinct_images"] for r in records if "distinct_images" in r), None)
+    if found is None or found > 0.1:
+        return None
+    return Diagnosis(
+        "dead data",
+        f"Only {100 * found:.1f} % of the images that were looked at are distinct: there is nothing to tell apart. "
+        "Check DATA: nolabel check DATA lists duplicates.",
+    )
+
+
+def _exploding(records: Sequence[Record], facts: Facts) -> Diagnosis | None:
+    """Weights that grow many times over: a learning rate far too high shows there first."""
+    norms = [(r["step"], r["weight_norm"]) for r in records if r.get("weight_norm")]
+    if len(norms) < 2 or norms[-1][1] < 10 * norms[0][1]:
+        return None
+    lr = next((r["lr"] for r in reversed(records) if r.get("lr") is not None), math.nan)
+    return Diagnosis(
+        "exploding",
+        f"The weights have grown to {norms[-1][1] / norms[0][1]:.0f} times their size at step {norms[0][0]}: the "
+        f"learning rate (now {lr:.3g}) is too high. Divide --optim.lr by 10 to 100.",
+    )
+
+
+def _advice(facts: Facts, kind: str) -> str:
+    s = facts.settings
+
+    def now(name: str) -> str:
+        return f"--method.{name.replace('_', '-')} (now {s[name]:g})" if isinstance(s.get(name), (int, float)) else ""
+
+    tips = {
+        ("dino", "uniform"): (
+            f"Lower {now('teacher_temp')}, warm it up longer, lower --optim.lr, or freeze the prototypes longer "
+            f"({now('freeze_last_layer')})."
+        ),
+        ("dino", "constant"): f"Check {now('center_momentum')} and {now('momentum')}; raise {now('teacher_temp')}.",
+        ("msn", "uniform"): f"Lower {now('sharpening')} or {now('temperature')}, and --optim.lr.",
+        ("msn", "constant"): f"Raise {now('memax_weight')}, or turn on {now('sinkhorn_rounds')}.",
+    }
+    general = {
+        "uniform": "Lower the target's temperature and --optim.lr.",
+        "constant": "Lower --optim.lr; check that the views differ and that what prevents collapse is on.",
+        "contrast": f"Lower --optim.lr, or {now('temperature')}; a larger batch or queue gives more negatives.",
+        "locations": f"Give the dense loss a warm-up ({now('dense_warmup_steps')}) or a smaller share "
+        f"({now('dense_weight')}).",
+        "dimensional": "Use stronger crops and colour jitter, a larger batch, or a lower --optim.lr.",
+    }
+    return tips.get((facts.method, kind), general[kind])

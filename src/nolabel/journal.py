@@ -1,0 +1,100 @@
+"""What the loop writes down between steps: metrics, steps that were skipped, files that cannot be read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from nolabel import distributed, run, saving
+from nolabel.data.images import BadFile, too_many_bad
+from nolabel.errors import DataError, NumericError
+from nolabel.job import Job, Record
+from nolabel.monitor import Monitor
+from nolabel.monitor import judge as judge_health
+from nolabel.stability import SMALLEST_SCALE, Unstable, facts, verdict
+
+
+class Collapsed(NumericError):
+    """The health monitor gave an alarm, and the run was to stop then."""
+
+
+def judge(job: Job, steps: Sequence[tuple[int, Record]]) -> None:
+    """Look at steps that nobody has looked at yet. Raises Unstable where too many were not finite."""
+    ok = torch.stack([torch.as_tensor(values["ok"]) for _, values in steps]).tolist()
+    for (step, values), fine in zip(steps, ok, strict=True):
+        if fine:
+            continue
+        job.bad_steps.append(step)
+        bad = [n for n, p in job.method.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        message = facts(values, bad, step, job.config.precision)
+        if distributed.is_main():
+            saving.event(job, "skipped", step=step, reason=message)
+        if verdict(job.bad_steps, step, job.rollbacks) != "go on":
+            raise Unstable(step, message)
+    if job.scaler.is_enabled() and job.scaler.get_scale() < SMALLEST_SCALE:
+        raise Unstable(
+            steps[-1][0],
+            f"The loss scale of fp16 has fallen to {job.scaler.get_scale():.2g} at step {steps[-1][0]}: "
+            "every scaled gradient is infinite.\nUse --precision bf16 or fp32, or a lower --optim.lr.",
+        )
+
+
+def log(job: Job, images: Monitor | None, window: Sequence[Record], done: int) -> dict[str, Any]:
+    """Write the means over the good steps since the last log line to metrics.jsonl and give them back.
+
+    Raises Collapsed where the health monitor gives an alarm and the settings say to stop.
+    """
+    names = list(window[0])
+    table = torch.tensor([[float(record[name]) for name in names] for record in window], dtype=torch.float64)
+    ok = table[:, names.index("ok")] > 0
+    table = table[ok] if ok.any() else table
+    means = distributed.all_mean(
+        table.mean(0).to(torch.float32 if job.device.type == "mps" else torch.float64).to(job.device)
+    )
+    record: dict[str, Any] = dict(zip(names, means.tolist(), strict=True))
+    seconds, waited = record.pop("seconds") or 1e-9, record.pop("waited") or 0.0
+    del record["ok"]
+    record |= {"skipped": len(window) - int(ok.sum())} if not ok.all() else {}
+    record |= {"img_per_s": job.config.batch_size / seconds, "data_wait": waited / seconds}
+    record |= {"weight_norm": _weight_norm(job)}
+    words = ""
+    if images is not None:
+        line = {"step": done, "epoch": done / job.steps_per_epoch, **record}
+        health = judge_health(job, images, line)
+        words = health.words
+        with saving.tolerant("metrics.jsonl or status.json"):
+            run.append_jsonl(job.out / "metrics.jsonl", line)
+            run.write_status(job.out, "running", done, health=health._asdict())
+        record |= {"health": health.kind}
+    if job.config.stop_on_collapse and distributed.any_process(bool(words), job.device):
+        raise Collapsed(
+            f"{words or 'Process 0 has seen a collapse.'}\nStopped as asked; checkpoints/ holds the last states."
+        )
+    return record
+
+
+@torch.no_grad()
+def _weight_norm(job: Job) -> float:
+    norms = torch._foreach_norm([p for p in job.method.parameters() if p.requires_grad])
+    return float(torch.stack([n.float() for n in norms]).norm())
+
+
+def note_bad_files(job: Job, bad: Sequence[Sequence[BadFile]], done: int) -> None:
+    """Write down files that are bad and were not known yet. DataError when more than 5 % of the files seen are."""
+    for files in bad:
+        job.bad_slots.add(files[0].name)
+        for file in files:
+            if file.name not in job.bad:
+                job.bad[file.name] = file
+                rank = "" if distributed.is_main() else f".{distributed.rank()}"
+                with saving.tolerant("bad_files.jsonl"):
+                    run.append_jsonl(job.out / f"bad_files{rank}.jsonl", file._asdict())
+    num_images = len(job.stream.images.names)
+    share = num_images // distributed.world_size()
+    seen = min(done * job.config.batch_size // distributed.world_size(), share)
+    if too_many_bad(len(job.bad_slots), seen, share):
+        raise DataError(
+            f"{len(job.bad_slots)} of the first {seen} images cannot be read, more than 5 %: "
+            f"see {job.out}/bad_files.jsonl.\n"
+            "`nolabel check DATA` lists them all with reasons; repair or remove them and start again."
+        )

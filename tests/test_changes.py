@@ -1,0 +1,63 @@
+"""Every setting has a class that says whether it may change on resume; a new one without fails here."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from nolabel.config import TrainConfig
+from nolabel.config.changes import CLASSES, changes, check_changes, class_of
+from nolabel.errors import UsageError
+from nolabel.methods import METHODS
+from nolabel.methods.dino import DINOConfig
+from nolabel.optim import OptimConfig
+
+# Settings that shape networks, views or what is remembered. A new setting of a method stands here or in `changeable`.
+FIXED = {
+    "dino": "global_size local_size num_local global_scale local_scale num_prototypes hidden_dim bottleneck_dim "
+    "head_layers head_batchnorm learn_magnitude drop_path",
+    "msn": "random_size focal_size num_random num_focal random_scale focal_scale jitter blur num_prototypes hidden_dim "
+    "output_dim head_batchnorm drop_path",
+    "densecl": "size scale jitter blur queue_size dense_weight num_grid hidden_dim projection_dim shuffle_bn "
+    "num_images",
+    "simclr": "size scale jitter blur projection_dim projector_layers",
+}
+
+
+def test_every_setting_of_a_run_has_a_class() -> None:
+    names = {f.name for c in (TrainConfig, OptimConfig) for f in dataclasses.fields(c)} - {"method", "optim"}
+    assert names == CLASSES.keys()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_setting_of_a_method_has_a_class(method: str) -> None:
+    config = METHODS[method].Config
+    names = {f.name for f in dataclasses.fields(config)}
+    assert names == config.changeable | set(FIXED[method].split())
+    assert not config.changeable & set(FIXED[method].split())
+
+
+def config(**values: Any) -> TrainConfig[DINOConfig]:
+    return dataclasses.replace(TrainConfig(DINOConfig(), out="run"), **values)
+
+
+def test_changes_are_found_by_name() -> None:
+    after = config(workers=3, method=DINOConfig(teacher_temp=0.07), optim=OptimConfig(lr=1.0))
+    names = [c.name for c in changes(config(workers=1), after)]
+    assert names == ["method.teacher_temp", "optim.lr", "workers"]
+    assert [class_of(name, after) for name in names] == ["allow", "allow", "safe"]
+
+
+def test_a_longer_run_says_what_that_does_to_the_schedules() -> None:
+    (first, second) = check_changes(config(epochs=100), config(epochs=200), allowed=False)
+    assert first == "epochs: 100 -> 200" and "schedules" in second
+
+
+def test_what_is_not_safe_needs_permission() -> None:
+    after = config(optim=OptimConfig(lr=1.0))
+    with pytest.raises(UsageError, match=r"--allow-change"):
+        check_changes(config(), after, allowed=False)
+    assert check_changes(config(), after, allowed=True) == ["optim.lr: 0.0005 -> 1.0"]
+    with pytest.raises(UsageError, match="another backbone"):
+        check_changes(config(), config(backbone="resnet50"), allowed=True)
+    assert check_changes(config(), config(), allowed=False) == []

@@ -1,0 +1,172 @@
+"""Signals against loops and known answers; which case trips which signal; what is said of a series of metrics."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nolabel.health import WINDOW, Facts, diagnose, feature_signals
+from nolabel.losses import information
+
+N, D, K = 1024, 128, 4096
+FACTS = Facts("dino", {"teacher_temp": 0.04, "freeze_last_layer": 1, "center_momentum": 0.9}, D, K, 100)
+
+
+def isotropic(n: int = N, d: int = D) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(0))
+
+
+def of_rank(rank: int) -> Tensor:
+    mix = torch.randn(rank, D, generator=torch.Generator().manual_seed(1))
+    return isotropic(d=rank) @ mix
+
+
+def power_law(alpha: float) -> Tensor:
+    return isotropic() * torch.arange(1, D + 1) ** (-alpha / 2)
+
+
+CASES: dict[str, Tensor] = {
+    "isotropic": isotropic(),
+    "power law 1": power_law(1.0),
+    "power law 2": power_law(2.0),
+    "common offset": isotropic() + 30,
+    "rank 8": of_rank(8),
+    "rank 1": of_rank(1),
+    "constant": torch.ones(N, D) + 1e-3 * isotropic(),
+}
+
+
+def test_the_ranks_are_exponentials_of_entropies() -> None:
+    x = power_law(1.0)[:200].double()
+    singular = torch.linalg.svdvals(x)
+    p = singular / singular.sum() + 1e-7
+    assert feature_signals(x).rankme == pytest.approx(float(torch.exp(-(p * p.log()).sum())), rel=1e-6)
+    spread = torch.linalg.svdvals(x - x.mean(0)).square()
+    q = spread / spread.sum() + 1e-7
+    assert feature_signals(x).effective_rank == pytest.approx(float(torch.exp(-(q * q.log()).sum())), rel=1e-6)
+
+
+def test_spread_and_uniformity_are_those_of_their_definitions() -> None:
+    x = F.normalize(isotropic(40, 6).double(), dim=1)
+    std = sum(x[:, i].std() for i in range(6)) / 6 * math.sqrt(6)
+    pairs = [math.exp(-2 * float((x[i] - x[j]).square().sum())) for i in range(40) for j in range(i)]
+    found = feature_signals(x)
+    assert found.feature_std == pytest.approx(float(std), rel=1e-9)
+    assert found.uniformity == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-9)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_the_slope_of_a_power_law_is_its_exponent(alpha: float) -> None:
+    q = torch.linalg.qr(isotropic().double())[0]
+    assert feature_signals(q * torch.arange(1, D + 1) ** (-alpha / 2)).alpha == pytest.approx(alpha, abs=0.05)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_signals_are_finite_whatever_the_features(name: str) -> None:
+    assert all(math.isfinite(v) for k, v in feature_signals(CASES[name])._asdict().items() if k != "alpha")
+    assert all(math.isfinite(v) for k, v in feature_signals(torch.zeros(8, D))._asdict().items() if k != "alpha")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("isotropic", "healthy"),
+        ("power law 1", "healthy"),
+        ("common offset", "constant"),
+        ("rank 1", "dimensional"),
+        ("constant", "constant"),
+    ],
+)
+def test_features_that_are_so_from_the_first_look(name: str, kind: str) -> None:
+    assert diagnose([log(1000), look(1000, CASES[name])], FACTS).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("rank 8", "dimensional"), ("power law 2", "healthy"), ("power law 1", "healthy")]
+)
+def test_features_that_become_so(name: str, kind: str) -> None:
+    """By the share of the best rank so far; a steeper power law alone is no collapse."""
+    records = [log(1000), look(1000, isotropic()), log(2000), look(2000, CASES[name])]
+    assert diagnose(records, FACTS).kind == kind
+
+
+def log(step: int, **values: float) -> dict[str, Any]:
+    """A line of metrics of a healthy DINO."""
+    healthy = {"loss": 6.0, "teacher_entropy": 5.0, "assignment_information": 2.0, "lr": 1e-3, "weight_norm": 50.0}
+    return {"step": step, **healthy, **values}
+
+
+def look(step: int, features: Tensor) -> dict[str, Any]:
+    return {"step": step, **feature_signals(features)._asdict()}
+
+
+def series(first: int, last: int, **values: float) -> list[dict[str, Any]]:
+    return [log(step, **values) for step in range(first, last + 1, 10)]
+
+
+UNIFORM = {"loss": math.log(K), "teacher_entropy": math.log(K), "assignment_information": 1e-4}
+ONE_HOT = {"loss": 0.02, "teacher_entropy": 0.01, "assignment_information": 1e-4}
+SAME = {"loss": 4.0, "teacher_entropy": 4.0, "assignment_information": 1e-4}
+
+
+@pytest.mark.parametrize(("values", "kind"), [(UNIFORM, "uniform"), (ONE_HOT, "constant"), (SAME, "same output")])
+def test_a_collapse_of_the_outputs_is_named_within_the_window(values: dict[str, float], kind: str) -> None:
+    before = series(0, 1000)
+    assert diagnose(before, FACTS).kind == "healthy"
+    assert diagnose(before + series(1010, 1100, **values), FACTS).kind == "healthy", "too early to tell"
+    found = diagnose(before + series(1010, 1010 + WINDOW, **values), FACTS)
+    assert found.kind == kind and found.alarm
+
+
+def test_the_words_have_numbers_and_the_setting_to_change() -> None:
+    words = diagnose(series(0, 1000, **UNIFORM), FACTS).words
+    assert "8.318" in words and "ln 4096" in words and "--method.teacher-temp (now 0.04)" in words
+
+
+def test_a_flat_beginning_is_no_collapse() -> None:
+    """A healthy DINO begins near ln K, too."""
+    assert diagnose(series(0, 250, **UNIFORM), FACTS).kind == "warming up"
+    assert diagnose([], FACTS).kind == "warming up"
+
+
+def test_a_recovery_ends_the_alarm() -> None:
+    assert diagnose(series(0, 1000, **UNIFORM) + series(1010, 1100), FACTS).kind == "healthy"
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ({"positive_similarity": 0.99, "negative_similarity": 0.985}, "no contrast"),
+        ({"positive_similarity": 0.9, "negative_similarity": 0.1}, "healthy"),
+        ({"matches_distinct": 0.03}, "one location"),
+        ({"matches_distinct": 0.5}, "healthy"),
+    ],
+)
+def test_contrast_and_locations(values: dict[str, float], kind: str) -> None:
+    facts = FACTS._replace(method="densecl", num_outputs=None, settings={"dense_warmup_steps": 0, "dense_weight": 0.5})
+    assert diagnose(series(0, 1000, **values), facts).kind == kind
+
+
+def test_dead_data_and_exploding_weights_are_named_at_once() -> None:
+    first = {"step": 0, "distinct_images": 1 / 256}
+    assert diagnose([first, log(10)], FACTS).kind == "dead data"
+    assert diagnose([{"step": 0, "distinct_images": 0.9}, log(10)], FACTS).kind == "warming up"
+    found = diagnose([log(10), log(20, weight_norm=2000.0, lr=0.5)], FACTS)
+    assert found.kind == "exploding" and "0.5" in found.words
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        (lambda: torch.full((6, 8), 1 / 8), 0.0),
+        (lambda: torch.eye(8)[torch.zeros(6, dtype=torch.long)], 0.0),
+        (lambda: torch.eye(8), math.log(8)),
+        (lambda: torch.eye(8)[torch.arange(4)].view(2, 2, 8), math.log(4)),
+    ],
+)
+def test_information_is_what_tells_images_apart(p: Callable[[], Tensor], expected: float) -> None:
+    assert information(p()).item() == pytest.approx(expected, abs=1e-6)

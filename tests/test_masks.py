@@ -1,0 +1,75 @@
+"""Which patches stay: how many, which, and from which randomness."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from nolabel.errors import UsageError
+from nolabel.masks import draw_keep, num_kept
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize(
+    ("patches", "ratio", "kept"),
+    [(196, 0.15, 166), (196, 0.3, 137), (1024, 0.7, 307), (3136, 0.7, 940), (196, 0.0, 196), (4, 0.74, 1)],
+)
+def test_the_numbers_of_the_papers_models(patches: int, ratio: float, kept: int) -> None:
+    """S/16, B/16, L/7 and B/4 at 224 px (Assran et al. 2022), then the ends."""
+    assert num_kept(patches, ratio) == kept
+    assert len(draw_keep(patches, ratio, rng())) == kept
+
+
+@pytest.mark.parametrize("tenths", range(10))
+def test_rounding_takes_no_patch_away(tenths: int) -> None:
+    """100 * (1 - 0.9) is 9.999999999999998 in floating point."""
+    assert num_kept(100, tenths / 10) == 100 - 10 * tenths
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.0, 1.5, float("nan")])
+def test_a_ratio_that_is_none_is_refused(ratio: float) -> None:
+    with pytest.raises(UsageError, match="from 0 to below 1"):
+        num_kept(196, ratio)
+
+
+def test_nothing_left_is_refused() -> None:
+    with pytest.raises(UsageError, match="leaves none of 4 patches"):
+        draw_keep(4, 0.76, rng())
+
+
+def test_indices_are_distinct_ascending_and_within_the_grid() -> None:
+    for keep in (draw_keep(49, 0.5, rng())[None], draw_keep(49, 0.5, rng(), 20)):
+        assert keep.dtype == torch.int64 and keep.shape[1] == 24
+        assert (keep.diff(dim=1) > 0).all() and keep.min() >= 0 and keep.max() < 49
+
+
+def test_no_ratio_keeps_everything_in_order() -> None:
+    assert torch.equal(draw_keep(9, 0.0, rng()), torch.arange(9))
+    assert torch.equal(draw_keep(9, 0.0, rng(), 3), torch.arange(9).expand(3, 9))
+
+
+def test_the_generator_decides() -> None:
+    assert torch.equal(draw_keep(196, 0.5, rng(1)), draw_keep(196, 0.5, rng(1)))
+    assert not torch.equal(draw_keep(196, 0.5, rng(1)), draw_keep(196, 0.5, rng(2)))
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    draw_keep(196, 0.5, rng(), 4)
+    assert torch.equal(state, torch.get_rng_state())  # the global generator is left alone
+
+
+def test_each_sample_has_its_own_mask() -> None:
+    keep = draw_keep(64, 0.5, rng(), 50)
+    assert len({tuple(row) for row in keep.tolist()}) == 50
+
+
+def test_every_set_is_as_likely_as_any_other() -> None:
+    drawn = Counter(tuple(row) for row in draw_keep(5, 0.5, rng(), 10_000).tolist())
+    assert drawn.keys() == set(itertools.combinations(range(5), 2))
+    expected = 10_000 / 10
+    chi2 = sum((n - expected) ** 2 / expected for n in drawn.values())
+    assert chi2 < 27.9  # the 0.1 % point of 9 degrees of freedom

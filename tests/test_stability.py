@@ -1,0 +1,214 @@
+"""Bad steps are skipped, then a checkpoint is gone back to, then the run stops with what repeats the step."""
+
+import errno
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import nolabel
+from nolabel import monitor, saving
+from nolabel import run as folder
+from nolabel.errors import NumericError, StorageError
+from nolabel.job import Job
+from nolabel.stability import facts, verdict
+
+loop = importlib.import_module("nolabel.train")  # the attribute nolabel.train is the function
+STEPS = 8
+Poison = Callable[[Callable[[Job, int], bool]], None]
+
+
+@pytest.mark.parametrize(
+    ("bad", "rollbacks", "expected"),
+    [
+        ([7], 0, "go on"),
+        ([5, 6, 7], 0, "go on"),
+        ([4, 5, 6, 7], 0, "roll back"),
+        ([4, 5, 6, 7], 1, "stop"),
+        ([3, 4, 5, 7], 0, "go on"),
+        (list(range(0, 2000, 200)), 0, "go on"),
+        (list(range(0, 1000, 90))[:11], 0, "roll back"),
+        (list(range(0, 1000, 90))[:10], 0, "go on"),
+    ],
+)
+def test_verdicts(bad: list[int], rollbacks: int, expected: str) -> None:
+    assert verdict(bad, bad[-1], rollbacks) == expected
+
+
+def test_the_facts_name_the_tensor_and_what_to_try() -> None:
+    values: dict[str, Tensor | float] = {"loss": torch.tensor(torch.nan), "grad_norm": torch.tensor(2.0), "lr": 0.1}
+    text = facts(values, ["student.head.weight", "x"], 12, "bf16")
+    assert "step 12" in text and "2 tensors, first student.head.weight" in text and "bf16" in text
+    assert "--optim.lr" in text and len(text.splitlines()) <= 5
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
+    """Makes the images of chosen steps not a number."""
+    step = loop.training_step
+
+    def arrange(chosen: Callable[[Job, int], bool]) -> None:
+        def poisoned(job: Job, views: list[Tensor], clock: Any) -> Any:
+            spoilt = [v * torch.nan for v in views] if chosen(job, clock.step) else views
+            return step(job, spoilt, clock)
+
+        monkeypatch.setattr(loop, "training_step", poisoned)
+
+    return arrange
+
+
+def settings(tiny: dict[str, Any], pictures: Path, out: Path, **more: Any) -> dict[str, Any]:
+    return tiny | {"data": pictures / "train", "out": out, "steps": STEPS, "checkpoint_every": 2, "log_every": 2} | more
+
+
+def events(out: Path, name: str) -> list[dict[str, Any]]:
+    return [e for e in nolabel.Run(out).events() if e["event"] == name]
+
+
+def state(out: Path) -> list[bytes]:
+    newest = max((out / "checkpoints").glob("step-*"))
+    return [(newest / name).read_bytes() for name in ("model.safetensors", "optim.safetensors")]
+
+
+def test_a_few_bad_steps_are_skipped_and_told(
+    tiny: dict[str, Any], pictures: Path, tmp_path: Path, poison: Poison
+) -> None:
+    poison(lambda _, step: step in (2, 5, 6))
+    run = nolabel.train("dino-small", **settings(tiny, pictures, tmp_path / "run"))
+    assert run.status()["state"] == "done"
+    assert [e["step"] for e in events(run.path, "skipped")] == [2, 5, 6]
+    logged = [r for r in run.metrics() if "loss" in r]
+    assert {r["step"]: r.get("skipped", 0) for r in logged} == {2: 0, 4: 1, 6: 1, 8: 1}
+    assert all(r["loss"] is not None for r in logged), "a bad step spoils the mean"
+
+
+def test_four_in_a_row_go_back_to_the_checkpoint_and_leave_the_batches_out(
+    tiny: dict[str, Any], pictures: Path, tmp_path: Path, poison: Poison, capfd: pytest.CaptureFixture[str]
+) -> None:
+    poison(lambda job, step: job.stream.offset == 0 and step >= 3)
+    run = nolabel.train("dino-small", **settings(tiny, pictures, tmp_path / "run"))
+    assert run.status()["state"] == "done"
+    (back,) = events(run.path, "roll back")
+    assert (back["step"], back["offset"]) == (6, 1), "steps 3 to 6 were bad, the checkpoint of step 6 is the newest"
+    assert "Back to step 6, without the 1 batches" in capfd.readouterr().err
+    assert [r["step"] for r in run.metrics() if "loss" in r] == [2, 4, 6, 8]
+
+
+def test_a_run_that_went_back_resumes_bit_equal(
+    tiny: dict[str, Any], pictures: Path, tmp_path: Path, poison: Poison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bad(job: Job, step: int) -> bool:
+        return job.stream.offset == 0 and step >= 1
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    poison(bad)
+    nolabel.train("dino-small", **settings(tiny, pictures, whole))
+    assert events(whole, "roll back")
+    step = loop.training_step
+
+    def dying(job: Job, views: Any, clock: Any) -> Any:
+        if clock.step == 7 and job.stream.offset:
+            raise KeyboardInterrupt
+        return step(job, views, clock)
+
+    monkeypatch.setattr(loop, "training_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        nolabel.train("dino-small", **settings(tiny, pictures, broken))
+    monkeypatch.setattr(loop, "training_step", step)
+    nolabel.resume(broken)
+    assert state(broken) == state(whole)
+    monkeypatch.undo()
+    nolabel.train("dino-small", **settings(tiny, pictures, tmp_path / "clean"))
+    assert state(tmp_path / "clean") != state(whole), "leaving batches out must show"
+
+
+def test_a_run_that_stays_bad_stops_with_what_repeats_the_step(
+    tiny: dict[str, Any], pictures: Path, tmp_path: Path, poison: Poison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    poison(lambda _, step: step >= 1)
+    with pytest.raises(NumericError, match="not finite at step 7") as caught:
+        nolabel.train("dino-small", **settings(tiny, pictures, out, steps=20))
+    assert len(str(caught.value).splitlines()) <= 5
+    run = nolabel.Run(out)
+    assert (run.status()["state"], run.status()["exit_code"]) == ("failed", 70)
+    assert len(events(out, "roll back")) == 1
+    assert len(list((out / "capture").glob("step-*"))) == 1
+    assert loop.replay(out)["ok"] == 0, "the capture repeats the step"
+    monkeypatch.undo()
+    assert loop.replay(out)["ok"] == 1, "without the poison the same step is fine"
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_back_to(
+    tiny: dict[str, Any], pictures: Path, tmp_path: Path, poison: Poison
+) -> None:
+    poison(lambda *_: True)
+    with pytest.raises(NumericError, match="not finite at step 3"):
+        nolabel.train("dino-small", **settings(tiny, pictures, tmp_path / "run", checkpoint_every=100))
+    assert not events(tmp_path / "run", "roll back")
+
+
+@pytest.mark.parametrize("kind", [StorageError("full"), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_full_disk_costs_a_checkpoint_and_three_the_run(
+    tiny: dict[str, Any],
+    pictures: Path,
+    tmp_path: Path,
+    failures: int,
+    kind: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    save, calls = saving.save, []
+
+    def failing(*args: Any) -> Path:
+        calls.append(args)
+        if 2 <= len(calls) < 2 + failures:
+            raise kind
+        return save(*args)
+
+    monkeypatch.setattr(saving, "save", failing)
+    out = tmp_path / "run"
+    arguments = settings(tiny, pictures, out)
+    if failures == 3:
+        with pytest.raises(StorageError, match="nolabel resume"):
+            nolabel.train("dino-small", **arguments)
+        assert nolabel.Run(out).status()["exit_code"] == 74
+        assert [p.name for p in (out / "checkpoints").glob("step-*")] == ["step-00000002"], "the good one stays"
+        return
+    assert nolabel.train("dino-small", **arguments).status()["state"] == "done"
+    assert "Training goes on; 2 of 3" in capfd.readouterr().err
+    assert len(events(out, "save failed")) == 2
+
+
+def test_logs_that_cannot_be_written_end_nothing(
+    tiny: dict[str, Any],
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        step = loop.training_step
+
+        def fills_the_disk(job: Job, views: Any, clock: Any) -> Any:
+            if clock.step == 1:
+                patch.setattr(folder, "append_jsonl", full)
+                patch.setattr(monitor, "report", full)
+            if clock.step == 6:
+                patch.undo()
+            return step(job, views, clock)
+
+        patch.setattr(loop, "training_step", fills_the_disk)
+        run = nolabel.train("dino-small", **settings(tiny, pictures, tmp_path / "run"))
+    assert run.status()["state"] == "done"
+    said = capfd.readouterr().err
+    assert "metrics.jsonl or status.json could not be written (No space left on device); training goes on" in said
+    assert [r["step"] for r in run.metrics() if "loss" in r] == [8]

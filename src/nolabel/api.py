@@ -5,8 +5,8 @@ from typing import Any
 
 from nolabel.config import TrainConfig, read_yaml, update
 from nolabel.errors import UsageError, nearest
+from nolabel.evals.all import EVERY
 from nolabel.evals.protocol import EvalConfig
-from nolabel.evals.protocols import PROTOCOLS
 from nolabel.evals.results import result_path
 from nolabel.job import config_from, recipe_config
 from nolabel.run import Run
@@ -37,10 +37,10 @@ def evaluate(
 
     `settings` are those of the protocol: for `knn` the fields of `nolabel.evals.knn.KNNConfig`.
     """
-    if protocol not in PROTOCOLS:
-        raise UsageError(f"There is no protocol {protocol!r}.{nearest(protocol, PROTOCOLS)}")
+    if protocol not in EVERY:
+        raise UsageError(f"There is no protocol {protocol!r}.{nearest(protocol, EVERY)}")
     path = weights.path if isinstance(weights, Run) else Path(weights)
-    config = update(PROTOCOLS[protocol].Config(), settings)
+    config = update(EVERY[protocol].Config(), settings)
     return evaluate_loaded(protocol, load_weights(path), path, data, out, config)
 
 
@@ -50,4 +50,4 @@ def evaluate_loaded(
     """As `evaluate`, with the weights already in memory; without `out` a run's result goes to its own folder."""
     if out is None and (weights / "config.yaml").is_file():
         out = result_path(weights, protocol, data)
-    return PROTOCOLS[protocol].evaluate(loaded, data, config, out)
+    return EVERY[protocol].evaluate(loaded, data, config, out)

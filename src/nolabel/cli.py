@@ -13,7 +13,8 @@ HELP = f"""nolabel {__version__}: self-supervised visual pre-training on a folde
   nolabel train RECIPE DATA --out RUN       pre-train a backbone (every setting: nolabel train RECIPE --help)
   nolabel resume RUN                        go on with a run that was stopped
   nolabel eval PROTOCOL WEIGHTS DATA        measure features: nolabel list protocols
-  nolabel show attention|pca WEIGHTS IMAGE... --out DIR     look inside
+  nolabel show attention|pca|matches WEIGHTS IMAGE... --out DIR     look inside
+  nolabel embed WEIGHTS DATA --out F        features as .npz or .parquet
   nolabel check DATA                        what is in the data, and what training will skip
   nolabel report RUN                        write RUN/report.html again
   nolabel list recipes|backbones|protocols
@@ -23,7 +24,7 @@ DATA: a folder, a zip of one, or a text file of paths; labelled: train/ and val/
 folders. WEIGHTS: a run, a folder in timm's layout, a .safetensors file with --backbone NAME, or random:BACKBONE.
 Results go to stdout, progress to stderr. nolabel uses no network and sends nothing anywhere."""
 
-COMMANDS = ("train", "resume", "eval", "show", "check", "report", "list", "demo")
+COMMANDS = ("train", "resume", "eval", "embed", "show", "check", "report", "list", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,7 +74,7 @@ def _check_names(args: list[str]) -> None:
         if not name:
             raise UsageError("nolabel train RECIPE DATA --out RUN: RECIPE is missing; see `nolabel list recipes`.")
         find(name)
-    choices = {"eval": tuple(PROTOCOLS), "show": ("attention", "pca")}.get(args[0])
+    choices = {"eval": tuple(PROTOCOLS), "show": ("attention", "pca", "matches")}.get(args[0])
     if choices and name not in choices:
         given = f"There is no `nolabel {args[0]} {name}`.{nearest(name, choices)} " if name else ""
         raise UsageError(f"{given}Choose one of: nolabel {args[0]} {'|'.join(choices)} ...")

@@ -18,12 +18,13 @@ from nolabel.config import find_device
 from nolabel.data.check import as_dict, check, format_check
 from nolabel.data.decode import decode
 from nolabel.data.images import SUFFIXES, BadImage, read, scan
+from nolabel.embed import embed
 from nolabel.errors import DataError, UsageError
 from nolabel.estimate import estimate, format_estimate
+from nolabel.evals.all import EVERY, format_all
 from nolabel.evals.protocol import EvalConfig, format_result
-from nolabel.evals.protocols import PROTOCOLS
-from nolabel.job import recipe_config
-from nolabel.plots import attention_sheet, pca_sheet, prepare
+from nolabel.job import config_from, recipe_config
+from nolabel.plots import attention_clip, attention_sheet, pca_sheet, prepare, show_matches
 from nolabel.report import report
 from nolabel.run import Run
 from nolabel.train import resume, train
@@ -72,11 +73,27 @@ def _train(args: list[str]) -> None:
         say_weights(train(config, overwrite))
 
 
+RESUME_HELP = (
+    "Go on with the run at RUN from its newest checkpoint. Options change settings from here on: some are safe, such "
+    "as --workers, --epochs or --eval-every; others, such as --optim.lr, need --allow-change, too; what the saved "
+    "state does not fit is refused."
+)
+
+
 def _resume(args: list[str]) -> None:
-    found = Run(_only(args, "nolabel resume RUN"))
-    if found.status()["state"] == "done":
+    allow = _take_flag(args, "--allow-change")
+    if not args or args[0].startswith("-"):
+        raise UsageError("Usage: nolabel resume RUN [options]      every option: nolabel resume RUN --help")
+    found = Run(args.pop(0))
+    changed: dict[str, Any] = {}
+    if args:
+        stored = config_from(found.config() | {"out": str(found.path)}, str(found.path / "config.yaml"))
+        kind = type(stored)[type(stored.method)]  # type: ignore[index]
+        asked = _parse(kind, args, f"nolabel resume {found.path}", stored, RESUME_HELP)
+        changed = dataclasses.asdict(asked)
+    if found.status()["state"] == "done" and not changed:
         print(f"{found.path} is finished: nothing to do.", file=sys.stderr)
-    say_weights(resume(found.path))
+    say_weights(resume(found.path, changed, allow))
 
 
 @dataclass(frozen=True)
@@ -103,14 +120,18 @@ def _eval(args: list[str]) -> None:
         print("nolabel eval PROTOCOL WEIGHTS DATA [options]\n\nProtocols: nolabel list protocols")
         print("Every option: nolabel eval knn --help")
         return
-    name, protocol = args[0], PROTOCOLS[args[0]]
+    name, protocol = args[0], EVERY[args[0]]
     default = EvalOptions(tyro.MISSING, tyro.MISSING, protocol.Config(device="auto"))
-    about = f"{recipes.PROTOCOLS[name].capitalize()}. docs/evals/{name}.md says exactly what is measured."
+    summary = recipes.PROTOCOLS[name]
+    about = f"{summary[0].upper()}{summary[1:]}. docs/evals/{name}.md says exactly what is measured."
     options = _parse(EvalOptions[protocol.Config], args[1:], f"nolabel eval {name}", default, about)  # type: ignore[name-defined]
     loaded = load_weights(options.weights, options.backbone, options.allow_pth)
     settings = dataclasses.replace(options.settings, device=str(find_device(options.settings.device)))
     result = evaluate_loaded(name, loaded, Path(options.weights), options.data, options.out, settings)
-    print(json.dumps(result, indent=2) if options.json else format_result(result, protocol))
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print(format_all(result) if name == "all" else format_result(result, protocol))
 
 
 @dataclass(frozen=True)
@@ -129,6 +150,8 @@ class ShowOptions:
     """Share of the attention that the masks hold."""
     limit: int = 32
     """Images taken from a folder."""
+    clip: bool = False
+    """attention: the images are frames, in the order of their names; write one animation instead of sheets."""
     device: str = "auto"
     backbone: str | None = None
     """timm name of a bare weight file."""
@@ -137,16 +160,27 @@ class ShowOptions:
 
 
 def _show(args: list[str]) -> None:
-    kind = args[0] if args[0] in ("attention", "pca") else "attention"
+    kind = args[0] if args[0] in ("attention", "pca", "matches") else "attention"
     options = _parse(ShowOptions, args[1:], f"nolabel show {kind}")
     loaded = load_weights(options.weights, options.backbone, options.allow_pth)
     net = loaded.backbone.to(find_device(options.device))
     size = options.size or round(loaded.image_size * 480 / 224)
-    pictures = [(name, prepare(image, size, net.patch_size, loaded.mean, loaded.std)) for name, image in _open(options)]
+    opened = _open(options)
+    pictures = [(name, prepare(image, size, net.patch_size, loaded.mean, loaded.std)) for name, image in opened]
     options.out.mkdir(parents=True, exist_ok=True)
+    if kind == "matches":
+        path = options.out / f"matches-{'-'.join(name for name, _ in opened[:2])}.png"
+        show_matches(net, opened, size, loaded.mean, loaded.std).save(path)
+        print(path)
+        return
     if kind == "pca":
         path = options.out / "pca.png"
         pca_sheet(net, [x for _, x in pictures], loaded.mean, loaded.std, [n for n, _ in pictures]).save(path)
+        print(path)
+        return
+    if options.clip:
+        path = options.out / "attention.webp"
+        attention_clip(path, net, (x for _, x in pictures), loaded.mean, loaded.std)
         print(path)
         return
     for name, x in pictures:
@@ -255,6 +289,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "resume": _resume,
     "eval": _eval,
+    "embed": embed,
     "show": _show,
     "check": _check,
     "report": _report,

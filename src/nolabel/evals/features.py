@@ -1,6 +1,7 @@
 """Features of labelled images, computed once: every evaluation is a pure function of these tables."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from nolabel.data.decode import BadImage, decode
 from nolabel.data.images import LabelledImages, read
 from nolabel.errors import DataError, NumericError, UsageError
+from nolabel.evals.pieces import POOLED, Piece, compute, join
 from nolabel.views import normalize
 from nolabel.weights import Loaded
 
@@ -29,6 +31,20 @@ class FeatureTable(NamedTuple):
     """(N,) int64."""
     ids: tuple[str, ...]
     """The names of the N images."""
+
+
+class PieceTable(NamedTuple):
+    """Several vectors an image, not normalised."""
+
+    pieces: dict[Piece, Tensor]
+    """(N, D) float32 each."""
+    labels: Tensor
+    """(N,) int64."""
+    ids: tuple[str, ...]
+
+    def table(self, pieces: Collection[Piece], interleaved: bool = False) -> FeatureTable:
+        """Some of them side by side."""
+        return FeatureTable(join(self.pieces, pieces, interleaved), self.labels, self.ids)
 
 
 class Pixels(NamedTuple):
@@ -138,28 +154,50 @@ def embed(
 
     Raises NumericError where a feature is not finite.
     """
+    return embed_pieces(backbone, batches, (POOLED,), mean, std, device, precision).table((POOLED,))
+
+
+def embed_pieces(
+    backbone: nn.Module,
+    batches: Iterable[Pixels],
+    pieces: Collection[Piece],
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+) -> PieceTable:
+    """As `embed`, for several vectors an image."""
+    parts: dict[Piece, list[Tensor]] = {piece: [] for piece in pieces}
+    labels, ids = [], list[str]()
+    with inference(backbone, device, precision):
+        for batch in batches:
+            found = compute(backbone, normalize(batch.images.to(device), mean, std), pieces)
+            for piece, x in found.items():
+                parts[piece].append(x.float().cpu())
+            labels.append(batch.labels)
+            ids += batch.ids
+    table = PieceTable({piece: torch.cat(xs) for piece, xs in parts.items()}, torch.cat(labels), tuple(ids))
+    bad = torch.stack([~x.isfinite().all(1) for x in table.pieces.values()]).any(0)
+    if bad.any():
+        raise NumericError(f"{int(bad.sum())} of {len(ids)} images have features that are not finite: damaged weights.")
+    return table
+
+
+@contextlib.contextmanager
+def inference(backbone: nn.Module, device: str | torch.device, precision: str) -> Iterator[None]:
+    """Within it the backbone is on `device`, in eval mode, without gradients, under autocast; its modes come back."""
     if precision not in PRECISIONS:
         raise UsageError(f"There is no precision {precision!r}: use one of {', '.join(PRECISIONS)}.")
     dtype = PRECISIONS[precision]
     training = [module for module in backbone.modules() if module.training]
     backbone.to(device).eval()
-    features, labels, ids = [], [], list[str]()
     try:
         # Not inference_mode: a network may keep a tensor of its forward, and must still train afterwards.
         with torch.no_grad(), torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None):
-            for batch in batches:
-                x = normalize(batch.images.to(device), mean, std)
-                features.append(backbone(x).pooled.float().cpu())
-                labels.append(batch.labels)
-                ids += batch.ids
+            yield
     finally:
         for module in training:
             module.training = True
-    table = FeatureTable(torch.cat(features), torch.cat(labels), tuple(ids))
-    num_bad = int((~table.features.isfinite().all(1)).sum())
-    if num_bad:
-        raise NumericError(f"{num_bad} of {len(ids)} images have features that are not finite: damaged weights.")
-    return table
 
 
 class _Readable(Dataset[tuple[Tensor, int, str] | None]):

@@ -1,7 +1,7 @@
 """The k-NN protocol: from weights and labelled images to accuracies with their floors (Caron et al. 2021)."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,18 +10,10 @@ from typing import Any, NamedTuple
 import torch
 
 from nolabel.backbones import Backbone
-from nolabel.data.images import LabelledImages, fingerprint, printable, scan_labelled
-from nolabel.evals.features import (
-    FeatureTable,
-    Pixels,
-    embed,
-    evaluation_crop,
-    extract,
-    in_batches,
-    raw_pixels,
-    read_pixels,
-)
-from nolabel.evals.labelled import Roles, check_seen, rank_in_class, roles, subset
+from nolabel.data.images import LabelledImages, printable, scan_labelled
+from nolabel.evals.cache import cache_folder, pooled
+from nolabel.evals.features import Pixels, embed, evaluation_crop, in_batches, raw_pixels, read_pixels
+from nolabel.evals.labelled import Roles, roles, subset
 from nolabel.evals.neighbours import (
     KS,
     TEMPERATURE,
@@ -32,7 +24,8 @@ from nolabel.evals.neighbours import (
     raw_floor,
 )
 from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
-from nolabel.evals.results import data_name, write_result
+from nolabel.evals.results import write_result
+from nolabel.evals.tables import Tables, describe_data, hold_out, make_tables
 from nolabel.weights import Loaded
 
 VERSION = 1
@@ -48,14 +41,6 @@ class KNNConfig(EvalConfig):
     """Numbers of neighbours."""
     temperature: float = TEMPERATURE
     """A neighbour votes with exp(cosine similarity / temperature)."""
-
-
-class Tables(NamedTuple):
-    """`Roles` as features."""
-
-    train: FeatureTable
-    val: FeatureTable | None
-    test: FeatureTable | None
 
 
 class MonitorImages(NamedTuple):
@@ -82,10 +67,11 @@ def evaluate_knn(
     times = [time.perf_counter()]
     found = roles(scan_labelled(data))
     parts = found if found.test else found._replace(train=subset(found.train, MAX_LEAVE_ONE_OUT))
-    tables = _tables(parts, partial(_extract, loaded, config))
+    folder = cache_folder(loaded, config)
+    tables = make_tables(parts, partial(pooled, loaded, config=config, folder=folder))
     metrics = _percent(_measure(tables, config)) | _choose_k(tables, config)
     times.append(time.perf_counter())
-    floor = _floor(loaded, parts, config) if config.floor else {}
+    floor = _floor(loaded, parts, config, folder) if config.floor else {}
     times.append(time.perf_counter())
     result = {
         "protocol": "knn",
@@ -93,7 +79,7 @@ def evaluate_knn(
         "metrics": metrics,
         "floor": floor,
         "settings": describe_weights(loaded, config) | {"ks": config.ks, "temperature": config.temperature},
-        "data": _describe(data, parts, tables),
+        "data": describe_data(data, parts, tables),
         "seed": config.seed,
         "notes": _notes(tables, config, len(found.train.labels), parts.train),
     }
@@ -118,7 +104,7 @@ def monitor_images(
     parts = roles(splits)
     test = parts.val or parts.test
     parts = parts._replace(train=subset(parts.train, max_images), val=None, test=test and subset(test, max_images))
-    raw = _tables(parts, partial(raw_pixels, workers=workers))
+    raw = make_tables(parts, partial(raw_pixels, workers=workers))
     crop = partial(evaluation_crop, size=image_size)
     return MonitorImages(
         raw=raw_floor(raw.train, raw.test, (DEFAULT_K,)).top1[DEFAULT_K],
@@ -144,19 +130,6 @@ def monitor(
     return knn(train, test, ks, device=device).top1[DEFAULT_K]
 
 
-def _extract(loaded: Loaded, config: KNNConfig, part: LabelledImages) -> FeatureTable:
-    return extract(loaded, part, config.image_size, config.batch_size, config.device, config.workers, config.precision)
-
-
-def _tables(parts: Roles, features: Callable[[LabelledImages], FeatureTable]) -> Tables:
-    train, val, test = (part and features(part) for part in parts[:3])
-    assert train is not None
-    for table, name in zip((val, test), parts.names[1:], strict=True):
-        if table is not None:  # a class can lose its last image to decoding
-            check_seen(train.labels.tolist(), table.labels.tolist(), parts.train.classes, name)
-    return Tables(train, val, test)
-
-
 def _measure(tables: Tables, config: KNNConfig) -> KNNResult:
     if tables.test is None:
         return leave_one_out(tables.train, config.ks, config.temperature, device=config.device)
@@ -167,55 +140,25 @@ def _choose_k(tables: Tables, config: KNNConfig) -> dict[str, Any]:
     """The k that does best on val, or on a tenth of each class of train where val is what is reported."""
     train, val, where = tables.train, tables.val, "val"
     if tables.test is not None and val is None:
-        (train, val), where = _hold_out(train), "10 % of train"
+        (train, val), where = hold_out(train), "10 % of train"
     if val is None:
         return {"k": min(config.ks, key=lambda k: abs(k - DEFAULT_K)), "k_chosen_on": "nothing"}
     top1 = knn(train, val, config.ks, config.temperature, device=config.device).top1
     return {"k": max(config.ks, key=lambda k: (top1[k], -k)), "k_chosen_on": where}
 
 
-def _hold_out(table: FeatureTable) -> tuple[FeatureTable, FeatureTable | None]:
-    """The table without a fixed tenth of each class, and that tenth; None where no class has ten images."""
-    ranks = torch.tensor(rank_in_class(table.ids, table.labels.tolist()))
-    held = ranks < table.labels.bincount()[table.labels] // 10
-    return _take(table, ~held), _take(table, held) if held.any() else None
-
-
-def _take(table: FeatureTable, mask: torch.Tensor) -> FeatureTable:
-    ids = tuple(name for name, keep in zip(table.ids, mask.tolist(), strict=True) if keep)
-    return FeatureTable(table.features[mask], table.labels[mask], ids)
-
-
-def _floor(loaded: Loaded, parts: Roles, config: KNNConfig) -> dict[str, Any]:
+def _floor(loaded: Loaded, parts: Roles, config: KNNConfig, folder: Path | None) -> dict[str, Any]:
     """The same numbers for raw pixels and for the same network with random weights."""
-    raw = _tables(parts._replace(val=None), partial(raw_pixels, workers=config.workers))
+    raw = make_tables(parts._replace(val=None), partial(raw_pixels, workers=config.workers))
     pixels = raw_floor(raw.train, raw.test, config.ks, config.temperature, device=config.device)
-    random = _tables(parts._replace(val=None), partial(_extract, untrained(loaded, config.seed), config))
+    untrained_features = partial(pooled, untrained(loaded, config.seed), config=config, folder=folder)
+    random = make_tables(parts._replace(val=None), untrained_features)
     return {"raw_pixels": _percent(pixels), "random_weights": _percent(_measure(random, config))}
 
 
 def _percent(result: KNNResult) -> dict[str, Any]:
     top1, top5 = ({str(k): round(value, 4) for k, value in top.items()} for top in (result.top1, result.top5))
     return {"top1": top1, "top5": top5}
-
-
-def _describe(data: str | Path, parts: Roles, tables: Tables) -> dict[str, Any]:
-    splits = {
-        name: {
-            "images": len(table.ids),
-            "unreadable": len(part.labels) - len(table.ids),
-            "fingerprint": fingerprint(part.images),
-        }
-        for name, part, table in zip(parts.names, parts[:3], tables, strict=True)
-        if part is not None and table is not None
-    }
-    reported = parts.names[2] or "leave one out"
-    return {
-        "name": data_name(data),
-        "num_classes": len(parts.train.classes),
-        "reported_on": reported,
-        "splits": splits,
-    }
 
 
 def _notes(tables: Tables, config: KNNConfig, num_found: int, train: LabelledImages) -> list[str]:

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from nolabel.data.images import LabelledImages, printable
+from nolabel.data.images import IMAGE_FOLDERS, LabelledImages, printable, scan_labelled
 from nolabel.errors import DataError
 
 
@@ -39,6 +40,19 @@ def roles(splits: Mapping[str, LabelledImages]) -> Roles:
     if "test" in splits:
         return Roles(train, splits.get("val"), splits["test"], ("train", "val", "test"))
     return Roles(train, None, splits["val"], ("train", "", "val"))
+
+
+def accepts_classes(data: str | Path) -> str | None:
+    """None where DATA is class folders that `roles` takes, else why it can't be, in one line."""
+    try:
+        splits = scan_labelled(data)
+        classes = roles(splits).train.classes
+    except DataError as error:
+        return str(error).splitlines()[0]
+    pictures = [name for name in IMAGE_FOLDERS if name in classes]
+    if list(splits) == ["all"] and pictures:
+        return f"no class folders: {pictures[0]}/ holds pictures of all kinds"
+    return None
 
 
 def check_seen(train: Iterable[int], test: Iterable[int], classes: Sequence[str], split: str) -> None:

@@ -30,6 +30,13 @@ class EvalConfig:
     """Images a forward pass."""
     workers: int = 0
     """Processes that decode images."""
+    cache: bool = True
+    """Keep features on disk, in RUN/eval/cache or $NOLABEL_CACHE, and use those that are there."""
+
+
+def anything(_data: str | Path) -> str | None:
+    """No opinion: a protocol that does not say beforehand which data it takes."""
+    return None
 
 
 class Protocol(NamedTuple):
@@ -42,6 +49,10 @@ class Protocol(NamedTuple):
     """(weights, DATA, settings, file for the result or None) to the result, which is also written to the file."""
     columns: Callable[[Mapping[str, Any]], dict[str, float | str]]
     """`metrics` of a result, or one of its floors, as the columns of the table."""
+    accepts: Callable[[str | Path], str | None] = anything
+    """None where DATA fits, else why not, in one line; quick, as it opens no image."""
+    unasked: bool = True
+    """Whether `eval all` runs it without being told: not what trains the backbone or takes hours."""
 
 
 def check_common(config: EvalConfig) -> None:

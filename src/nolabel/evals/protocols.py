@@ -1,8 +1,41 @@
 """The protocols. Adding one: its file, a line here, and one in `nolabel/recipes.py` for the list."""
 
-from nolabel.evals import knn
+from nolabel.evals import attention, copies, knn, linear, lowshot, retrieval, segmentation, video
+from nolabel.evals.clips import accepts_clips
+from nolabel.evals.labelled import accepts_classes
+from nolabel.evals.layouts import accepts_masks, accepts_train_masks
 from nolabel.evals.protocol import Protocol
+from nolabel.evals.tables import accepts_splits
 
 PROTOCOLS: dict[str, Protocol] = {
-    "knn": Protocol("k-NN accuracy, %", knn.KNNConfig, knn.evaluate_knn, knn.columns),
+    "knn": Protocol("k-NN accuracy, %", knn.KNNConfig, knn.evaluate_knn, knn.columns, accepts_classes),
+    "linear": Protocol(
+        "linear accuracy, %", linear.LinearConfig, linear.evaluate_linear, linear.columns, accepts_splits
+    ),
+    "lowshot": Protocol(
+        "low-shot top-1, %", lowshot.LowshotConfig, lowshot.evaluate_lowshot, lowshot.columns, accepts_splits
+    ),
+    "retrieval": Protocol(
+        "retrieval, %",
+        retrieval.RetrievalConfig,
+        retrieval.evaluate_retrieval,
+        retrieval.columns,
+        retrieval.accepts,
+    ),
+    "copies": Protocol("copies, mAP, %", copies.CopiesConfig, copies.evaluate_copies, copies.columns, copies.accepts),
+    "video": Protocol("DAVIS, %", video.VideoConfig, video.evaluate_video, video.columns, accepts_clips),
+    "attention": Protocol(
+        "attention masks, %",
+        attention.AttentionConfig,
+        attention.evaluate_attention,
+        attention.columns,
+        accepts_masks,
+    ),
+    "segmentation": Protocol(
+        "segmentation, %",
+        segmentation.SegmentationConfig,
+        segmentation.evaluate_segmentation,
+        segmentation.columns,
+        accepts_train_masks,
+    ),
 }

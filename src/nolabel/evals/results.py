@@ -1,9 +1,13 @@
 """Where results of evaluations are written: a JSON file for each protocol and data, durations beside it."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
 
 from nolabel.errors import StorageError
 from nolabel.run import write_json
@@ -36,3 +40,14 @@ def write_result(path: Path, result: Mapping[str, Any], times: Mapping[str, Any]
         write_json(path.with_suffix(".time.json"), times)
     except OSError as error:
         raise StorageError(f"{path} cannot be written ({error.strerror}). Choose another --out.") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file in one step, readable to whom the folder is. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(save(dict(tensors), None if facts is None else dict(facts)))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,146 @@
+"""Every protocol that the data allows, one after the other, and their numbers in one table."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from nolabel.errors import DataError, UsageError, nearest
+from nolabel.evals.protocol import EvalConfig, Protocol, check_common, describe_weights
+from nolabel.evals.protocols import PROTOCOLS
+from nolabel.evals.results import data_name, result_path, write_result
+from nolabel.weights import Loaded, load_weights
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class AllConfig(EvalConfig):
+    """Settings that all protocols have; the others keep their defaults."""
+
+    baseline: str | None = None
+    """Other weights for the table, such as a supervised network: anything WEIGHTS may be."""
+    baseline_backbone: str | None = None
+    """timm name of a bare baseline file."""
+    only: tuple[str, ...] = ()
+    """Protocols to run, also those that train the backbone; by default all that need minutes and not hours."""
+    skip: tuple[str, ...] = ()
+    """Protocols to leave out."""
+
+
+def evaluate_all(
+    loaded: Loaded, data: str | Path, config: AllConfig | None = None, out: Path | None = None
+) -> dict[str, Any]:
+    """The columns of every protocol that `data` fits, by its name; docs/evals/all.md explains the keys.
+
+    With `out` the table is written there, and each protocol's own result where it would be alone (beside it in a run,
+    else in `out` without its suffix), as soon as it is there. Raises UsageError for settings, and DataError where the
+    data fits no protocol.
+    """
+    config = config or AllConfig()
+    check_common(config)
+    notes = {name: reason for name in _chosen(config) if (reason := PROTOCOLS[name].accepts(data))}
+    fitting = [name for name in _chosen(config) if name not in notes]
+    other = load_weights(config.baseline, config.baseline_backbone) if config.baseline else None
+    metrics, floor, baseline, seconds = _run(loaded, other, data, config, fitting, notes, out)
+    skipped = [f"{name} is left out: {reason}" for name, reason in notes.items()]
+    if not metrics:
+        raise DataError("No protocol fits the data.\n" + "\n".join(skipped[:4]))
+    result = {
+        "protocol": "all",
+        "version": VERSION,
+        "metrics": metrics,
+        "floor": floor,
+        "baseline": baseline,
+        "settings": describe_weights(loaded, config) | {"baseline": other and describe_weights(other, config)},
+        "data": {"name": data_name(data)},
+        "seed": config.seed,
+        "notes": skipped,
+    }
+    if out is not None:
+        write_result(out, result, {"seconds": seconds, "device": config.device, "workers": config.workers})
+    return result
+
+
+def format_all(result: Mapping[str, Any]) -> str:
+    """The table for people: a line a number; the network, the baseline and each floor side by side."""
+    weights = str(result["settings"]["weights"])
+    values = {weights[:20] if weights.startswith("random:") else "trained": result["metrics"]}
+    if result["settings"]["baseline"]:
+        values["baseline"] = result["baseline"]
+    values |= {name.replace("_", " "): rows for name, rows in result["floor"].items()}
+    width = max(12, *(len(name) + 3 for name in values))
+    lines = [" " * 36 + "".join(f"{name:>{width}}" for name in values)]
+    for protocol, row in result["metrics"].items():
+        for i, key in enumerate(row):
+            cells = [_cell(column.get(protocol, {}).get(key)) for column in values.values()]
+            lines.append(f"{'' if i else protocol:<14}{key:<22}" + "".join(f"{cell:>{width}}" for cell in cells))
+    return "\n".join([*lines, str(result["data"]["name"]), *(f"note: {note}" for note in result["notes"])])
+
+
+def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
+    """Every number with its protocol."""
+    return {f"{protocol} {key}": value for protocol, row in metrics.items() for key, value in row.items()}
+
+
+ALL = Protocol("all protocols, %", AllConfig, evaluate_all, columns)
+EVERY: dict[str, Protocol] = {**PROTOCOLS, "all": ALL}
+"""What `nolabel eval` and `nolabel.evaluate` take."""
+
+
+def _chosen(config: AllConfig) -> list[str]:
+    for name in (*config.only, *config.skip):
+        if name not in PROTOCOLS:
+            raise UsageError(f"There is no protocol {name!r}.{nearest(name, PROTOCOLS)}")
+    asked = config.only or [name for name, protocol in PROTOCOLS.items() if protocol.unasked]
+    return [name for name in PROTOCOLS if name in asked and name not in config.skip]
+
+
+def _run(
+    loaded: Loaded,
+    other: Loaded | None,
+    data: str | Path,
+    config: AllConfig,
+    names: Sequence[str],
+    notes: dict[str, str],
+    out: Path | None,
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, Any], dict[str, float]]:
+    """Metrics, floors and baseline as columns by protocol, and seconds; what refuses the data goes to `notes`."""
+    metrics, baseline = dict[str, Any](), dict[str, Any]()
+    floor = dict[str, dict[str, Any]]()
+    seconds = dict[str, float]()
+    for name in names:
+        protocol, started = PROTOCOLS[name], time.perf_counter()
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        settings = protocol.Config(**{field.name: getattr(config, field.name) for field in fields(EvalConfig)})
+        try:
+            result = protocol.evaluate(loaded, data, settings, out and _own_path(out, name, data))
+        except (DataError, UsageError) as error:
+            notes[name] = str(error).splitlines()[0]
+            continue
+        if other is not None:
+            try:
+                bare = protocol.evaluate(other, data, replace(settings, floor=False), None)
+                baseline[name] = protocol.columns(bare["metrics"])
+            except (DataError, UsageError) as error:  # such as a CNN, which has no attention to show
+                notes[f"the baseline's {name}"] = str(error).splitlines()[0]
+        metrics[name] = protocol.columns(result["metrics"])
+        for kind, values in result["floor"].items():
+            floor.setdefault(kind, {})[name] = protocol.columns(values)
+        seconds[name] = time.perf_counter() - started
+    return metrics, floor, baseline, seconds
+
+
+def _own_path(out: Path, name: str, data: str | Path) -> Path:
+    run = out.parent.parent
+    if out.parent.name == "eval" and (run / "config.yaml").is_file():
+        return result_path(run, name, data)
+    return out.with_suffix("") / f"{name}.json"
+
+
+def _cell(value: float | str | None) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else f"{value:.1f}"

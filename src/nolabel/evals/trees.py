@@ -1,0 +1,131 @@
+"""Images with masks, in a folder or in a zip of one: what is where, and masks as class ids."""
+
+import io
+import os
+import posixpath
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nolabel.data import sources
+from nolabel.data.decode import MAX_PIXELS, BadImage, decode
+from nolabel.data.images import Images, fingerprint, printable, read, scan
+from nolabel.errors import DataError
+
+_IDS = ("P", "L", "1", "I", "I;16", "LA")
+"""Pillow's modes whose values are ids."""
+
+
+class Tree(NamedTuple):
+    """Everything below a folder, or in a zip, that ends like an image: pictures and masks."""
+
+    images: Images
+    top: str
+    """The folders, with a `/` at the end, that hold all of it (`VOCdevkit/VOC2012/`); names start below them."""
+    names: frozenset[str]
+
+
+def open_tree(data: str | Path) -> Tree:
+    """What DATA holds. Raises DataError where it is missing, holds no image, or is a text file of paths."""
+    images = scan(data, "")
+    if images.kind == "list":
+        raise DataError(
+            f"{printable(str(data))} is a text file of paths, which has no masks: expected a folder or a zip."
+        )
+    top = posixpath.commonpath([posixpath.dirname(name) for name in images.names])
+    top = f"{top}/" if top else ""
+    return Tree(images, top, frozenset(name.removeprefix(top) for name in images.names))
+
+
+def below(tree: Tree, folder: str) -> dict[str, str]:
+    """The names below `folder` by what they are called there, without suffix: `train/0001` -> `images/train/0001.jpg`.
+
+    Raises DataError where two differ in the suffix only.
+    """
+    found: dict[str, str] = {}
+    for name in sorted(n for n in tree.names if n.startswith(f"{folder}/")):
+        key = posixpath.splitext(name.removeprefix(f"{folder}/"))[0]
+        if key in found:
+            raise DataError(
+                f"{printable(found[key])} and {printable(name)} differ in the suffix only: keep one of them."
+            )
+        found[key] = name
+    return found
+
+
+def read_text(tree: Tree, name: str) -> str | None:
+    """The text of a file that is no image (a list of names, a list of classes), or None where there is none."""
+    try:
+        if tree.images.kind == "zip":
+            data = sources.read_member(tree.images.root, tree.top + name)
+        else:
+            data = sources.read_file(os.path.join(tree.images.root, tree.top, name))
+        return data.decode("utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError, KeyError):
+        return None
+    except (OSError, EOFError, ValueError, RuntimeError, BadImage, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{printable(name)} cannot be read: {printable(str(error))[:200]}.") from None
+
+
+def read_picture(tree: Tree, name: str) -> Tensor:
+    """An image (3, H, W) uint8. Raises DataError: a picture that has a mask is not left out in silence."""
+    try:
+        return decode(_bytes(tree, name))
+    except BadImage as error:
+        raise DataError(f"{printable(name)} cannot be used ({error}). Replace it, or take its mask out.") from None
+
+
+def read_mask(tree: Tree, name: str) -> Tensor:
+    """The ids (H, W) int64 in a mask file: the values of a grey image, the indices of one with a palette.
+
+    Raises DataError for a file that is damaged or a picture in colours.
+    """
+    try:
+        file = Image.open(io.BytesIO(_bytes(tree, name)), formats=("PNG", "BMP", "GIF", "TIFF", "WEBP"))
+        if file.width * file.height > MAX_PIXELS:
+            raise DataError(f"{printable(name)} has {file.width} x {file.height} pixels, more than {MAX_PIXELS:,}.")
+        values = np.array(file, dtype=np.int64)
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's openers raise nearly anything on damaged files
+        raise DataError(f"The mask {printable(name)} cannot be read: {printable(str(error))[:200]}.") from None
+    if file.mode in _IDS:
+        return torch.from_numpy(values[..., 0] if values.ndim == 3 else values)
+    if values.ndim == 3 and (values[..., :3] == values[..., :1]).all():
+        return torch.from_numpy(values[..., 0].copy())
+    raise DataError(
+        f"The mask {printable(name)} is a picture in colours (Pillow's mode {file.mode}).\n"
+        "Expected one channel of class ids, or a palette image whose indices are the ids."
+    )
+
+
+def check_same_size(picture: Tensor, mask: Tensor, picture_name: str, mask_name: str) -> None:
+    """DataError where an image (3, H, W) and its mask (H, W) differ in size."""
+    if picture.shape[1:] != mask.shape:
+        (h, w), (rows, columns) = picture.shape[1:], mask.shape
+        raise DataError(
+            f"{printable(mask_name)} has {columns} x {rows} pixels, its image {printable(picture_name)} {w} x {h}.\n"
+            "A mask must have the size of its image."
+        )
+
+
+def tree_fingerprint(tree: Tree, names: Iterable[str]) -> str:
+    """16 hexadecimal digits over names and sizes of these files."""
+    return fingerprint(tree.images._replace(names=tuple(tree.top + name for name in names)))
+
+
+def shown(names: Sequence[str], number: int = 3) -> str:
+    """The first few of many names, for an error."""
+    more = f" and {len(names) - number} more" if len(names) > number else ""
+    return printable(", ".join(names[:number])) + more
+
+
+def _bytes(tree: Tree, name: str) -> bytes:
+    return read(tree.images._replace(names=(tree.top + name,)), 0)

@@ -1,0 +1,47 @@
+"""A clip with the attention of each frame beside it, as one animation.
+
+After Caron et al. 2021: the mean over the heads, in inferno.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from nolabel.backbones import Backbone
+from nolabel.plots.attention import attention_maps, similarity_map, upsample
+from nolabel.plots.colors import colormap
+from nolabel.plots.sheet import to_image
+
+_HEIGHT = 240
+
+
+def attention_clip(
+    path: Path,
+    backbone: Backbone,
+    frames: Iterable[Tensor],
+    mean: Sequence[float],
+    std: Sequence[float],
+    rate: int = 12,
+) -> None:
+    """Write an animated WebP, `rate` frames a second: each frame (3, H, W), normalised, beside its map.
+
+    The map is the mean over the heads of the last block or, for a backbone without attention, its similarity map;
+    each is stretched from its lowest to its highest value.
+    """
+    pages = [_page(backbone, frame, mean, std) for frame in frames]
+    pages = [page if page.size == pages[0].size else page.resize(pages[0].size) for page in pages]
+    pages[0].save(path, save_all=True, append_images=pages[1:], duration=1000 // rate, loop=0, quality=70)
+
+
+def _page(backbone: Backbone, frame: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
+    find = attention_maps if backbone.has_attention else similarity_map
+    values = find(backbone, frame).mean(0, keepdim=True)
+    values = (values - values.min()) / (values.max() - values.min()).clamp_min(1e-12)
+    picture = to_image(frame, mean, std)
+    size = (max(1, round(picture.width * _HEIGHT / picture.height)), _HEIGHT)
+    page = Image.new("RGB", (2 * size[0] + 4, _HEIGHT))
+    page.paste(picture.resize(size, Image.Resampling.BICUBIC), (0, 0))
+    page.paste(Image.fromarray(colormap(upsample(values, size[::-1])[0], "inferno")), (size[0] + 4, 0))
+    return page

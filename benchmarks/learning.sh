@@ -14,7 +14,7 @@ common="--subfolder train --out $out --workers 1 --threads 1 --seed 0 --precisio
 case $job in
 dino-imagenette)
     exec nolabel train dino-small "$imagenette" --labels "$imagenette" $common --backbone-args "layers=[1,1,1,1]" \
-        --method.global-size 64 --method.local-size 32 --steps 2600 --eval-every 200 ;;
+        --method.global-size 64 --method.local-size 32 --steps 6000 --eval-every 400 ;;
 simclr-imagenette)
     exec nolabel train simclr-small "$imagenette" --labels "$imagenette" $common --backbone-args "layers=[1,1,1,1]" \
         --method.size 64 --steps 700 --eval-every 100 ;;

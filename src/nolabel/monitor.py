@@ -25,6 +25,7 @@ from nolabel.views import normalize
 NUM_PICTURES = 8
 MAX_BYTES = 400_000_000  # of the decoded labelled images of one split
 MIN_SAMPLE, MAX_SAMPLE = 256, 2048
+MIN_CELLS = 7  # rows and columns of a map in a picture
 
 
 class Monitor(NamedTuple):
@@ -32,7 +33,9 @@ class Monitor(NamedTuple):
 
     labelled: knn.MonitorImages | None
     sample: Tensor
-    """(N, 3, size, size) uint8 training images for the signals of `health.py`; the first eight are drawn, too."""
+    """(N, 3, size, size) uint8 training images for the signals of `health.py`."""
+    pictures: Tensor
+    """(8, 3, side, side) of them for the maps, large enough to show something, or fewer where the data hold fewer."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     device: torch.device
@@ -49,9 +52,11 @@ def monitor(job: Job) -> Monitor:
     most = min(5000, MAX_BYTES // (3 * size * size))
     labelled = knn.monitor_images(job.labelled, size, most, known(config.workers)) if job.labelled else None
     sample = _sample(job.stream.images, size, config.seed, _sample_size(job))
+    pictures = _sample(job.stream.images, _picture_side(job), config.seed, NUM_PICTURES)
     written = run.Run(job.out)
     said = [e["kind"] for e in written.events() if e.get("event") == "alarm"]
-    return Monitor(labelled, sample, config.mean, config.std, job.device, _facts(job), written.metrics(), said)
+    facts = _facts(job)
+    return Monitor(labelled, sample, pictures, config.mean, config.std, job.device, facts, written.metrics(), said)
 
 
 def look(job: Job, images: Monitor, done: int) -> dict[str, Any]:
@@ -114,6 +119,14 @@ def _sample_size(job: Job) -> int:
     return int(min(max(fitting, MIN_SAMPLE), MAX_SAMPLE, MAX_BYTES // (3 * size * size)))
 
 
+def _picture_side(job: Job) -> int:
+    """The size of the views, or as much more as a map of 7 x 7 takes."""
+    net, size = job.method.backbone, job.config.method.image_size
+    reach = int(net.patch_size or net.model.feature_info[-1]["reduction"])
+    side: int = max(size, MIN_CELLS * reach)
+    return side
+
+
 def _distinct(sample: Tensor) -> float:
     """Share of the images that differ from all before them."""
     return len({hashlib.sha256(image.numpy().tobytes()).digest() for image in sample}) / max(len(sample), 1)
@@ -121,9 +134,9 @@ def _distinct(sample: Tensor) -> float:
 
 def _picture(m: Monitor, backbone: Backbone, path: Path) -> None:
     """Save the contact sheet of this moment; nothing where no image could be read."""
-    if not len(m.sample):
+    if not len(m.pictures):
         return
-    x = normalize(m.sample[:NUM_PICTURES], m.mean, m.std).to(m.device)
+    x = normalize(m.pictures, m.mean, m.std).to(m.device)
     path.parent.mkdir(parents=True, exist_ok=True)
     snapshot(backbone, x, m.mean, m.std).save(path, quality=80)
 

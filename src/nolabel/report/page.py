@@ -137,11 +137,12 @@ def _settings(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Se
 
 
 def _result(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
-    """One evaluation as a table: a row a number, a column for the run and one for each floor."""
+    """One evaluation as a table: a row a number, a column for the run and for each floor. Lists stay in the JSON."""
     floors = {k: _flat(v) for k, v in _mapping(result.get("floor")).items() if isinstance(v, Mapping)}
     rows = [
         (_text(key), [_cell(value), *(_cell(floor.get(key)) for floor in floors.values())])
         for key, value in _flat(_mapping(result.get("metrics"))).items()
+        if not isinstance(value, list)
     ]
     data = result.get("data")
     notes = result.get("notes")
@@ -157,7 +158,7 @@ def _result(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
 def _happened(events: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Events people ask about: not the regular ones, nor the first start."""
     first = next((e for e in events if e.get("event") == "start"), None)
-    rare = [e for e in events if e is not first and e.get("event") not in ("checkpoint", "eval", "skipped")]
+    rare = [e for e in events if e is not first and e.get("event") not in ("checkpoint", "eval")]
     return [
         {
             "time": _text(e.get("time", ""))[:19].replace("T", " "),

@@ -1,6 +1,7 @@
 """Views on pixels: pure functions of an image and the parameters drawn for it."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -65,6 +66,12 @@ def reduced(drawn: Drawn, factor: int) -> Drawn:
 
 def normalize(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 images (..., 3, H, W) in 0..255 to float32 with the given mean and standard deviation of 0..1 values."""
-    shift = torch.tensor([255 * m for m in mean], device=x.device).view(3, 1, 1)
-    scale = torch.tensor([255 * s for s in std], device=x.device).view(3, 1, 1)
+    shift, scale = _constants(tuple(mean), tuple(std), x.device)
     return x.float().sub_(shift).div_(scale)
+
+
+@lru_cache(maxsize=8)  # a copy to a GPU waits for it: once, not at each step
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    shift = torch.tensor([255 * m for m in mean], device=device).view(3, 1, 1)
+    scale = torch.tensor([255 * s for s in std], device=device).view(3, 1, 1)
+    return shift, scale

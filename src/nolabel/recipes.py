@@ -201,11 +201,13 @@ PROTOCOLS: dict[str, str] = {
     "knn": "weighted k nearest neighbours on frozen features",
     "linear": "linear classifiers on frozen features, a sweep of settings in one pass",
     "lowshot": "logistic regression on a few labelled images a class",
+    "finetune": "the whole network trained on all labels or a share of them (DeiT's recipe)",
     "retrieval": "other pictures of the same place or thing (revisited Oxford and Paris)",
     "copies": "the original of a changed copy among distractors (Copydays)",
     "video": "a mask carried through a clip by frozen patches (DAVIS: J and F)",
     "attention": "objects under the heads of the last block (Jaccard index)",
     "segmentation": "mean IoU by k-NN and linear on frozen patches, and of a fine-tuned FCN",
+    "detection": "AP of Faster R-CNN (C4) or Mask R-CNN (FPN) trained from a ResNet (VOC, COCO)",
     "all": "every protocol that the data allows, in one table",
 }
 

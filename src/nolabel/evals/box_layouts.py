@@ -1,4 +1,4 @@
-"""Where boxes lie in data of three layouts; docs/evals/detection.md shows the trees."""
+"""Where boxes lie in data of three layouts, two of them read here; docs/evals/detection.md shows the trees."""
 
 import json
 import posixpath
@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
-
-import yaml
 
 from nolabel.data.images import printable
 from nolabel.errors import DataError
@@ -23,24 +21,21 @@ from nolabel.evals.boxes import (
     split_of,
     text_of,
 )
-from nolabel.evals.trees import Tree, below, read_text, shown
-
-YOLO_LABELS = ("labels", "polygons", "boxes")
-"""Folders beside `images/` that hold a text file an image; polygons have boxes, too, and masks."""
-
-Trees = tuple[str, Tree, Any]
+from nolabel.evals.trees import Tree, below, shown
+from nolabel.evals.yolo import scan_yolo, yolo_folder
+from nolabel.views.draw import generator
 
 
-def scan_boxed(data: str | Path) -> Boxed:
-    """The images and boxes of DATA, a folder or zip.
+def scan_boxed(data: str | Path, labels_folder: str | None = None) -> Boxed:
+    """The images and boxes of DATA, a folder or zip; `labels_folder` holds the text files of YOLO.
 
     Raises DataError for other trees, boxes outside of their image, classes that nothing names, and annotations of
     images that are not there.
     """
-    layout, tree = _find(data)
+    layout, tree = _find(data, labels_folder)
     if layout == "COCO":
         return _coco(tree)
-    return _voc(tree) if layout == "PASCAL VOC" else _yolo(tree)
+    return _voc(tree) if layout == "PASCAL VOC" else scan_yolo(tree, labels_folder)
 
 
 def accepts_boxes(data: str | Path) -> str | None:
@@ -52,13 +47,13 @@ def accepts_boxes(data: str | Path) -> str | None:
     return None
 
 
-def _find(data: str | Path) -> tuple[str, Tree]:
+def _find(data: str | Path, labels_folder: str | None = None) -> tuple[str, Tree]:
     for layout, marks in (
         ("COCO", lambda tree: bool(_coco_files(tree))),
         ("PASCAL VOC", lambda tree: bool(_voc_lists(tree))),
-        ("YOLO", lambda tree: _yolo_folder(tree) is not None),
+        ("YOLO", lambda tree: yolo_folder(tree, labels_folder) is not None),
     ):
-        tree = open_boxed(data, (), marks)
+        tree = open_boxed(data, marks)
         if tree is not None:
             return layout, tree
     raise DataError(
@@ -114,6 +109,28 @@ def load_coco(text: str, name: str) -> dict[str, Any]:
     return loaded
 
 
+def write_share(source: Path, target: Path, fraction: float, seed: int) -> int:
+    """Write a COCO file with a share of the images of another, and say how many: such as a tenth of COCO.
+
+    Drawn from the seed as `--fraction` draws them, images in the order of their ids.
+    """
+    content = load_coco(source.read_text(encoding="utf-8"), source.name)
+    images = sorted(content["images"], key=lambda image: int(image["id"]))
+    chosen = [images[i] for i in draw_share(len(images), fraction, seed)]
+    ids = {image["id"] for image in chosen}
+    kept = [one for one in content["annotations"] if one["image_id"] in ids]
+    text = json.dumps(content | {"images": chosen, "annotations": kept})
+    target.write_text(text, encoding="utf-8")
+    return len(chosen)
+
+
+def draw_share(count: int, fraction: float, seed: int) -> list[int]:
+    """Which of so many images are in a share, at least one; of one seed a smaller share is part of a larger one."""
+    wanted = max(1, round(fraction * count))
+    chosen: list[int] = generator(seed, 0).permutation(count)[:wanted].tolist()
+    return sorted(chosen)
+
+
 def _coco_split(tree: Tree, content: Mapping[str, Any], name: str, folder: str) -> tuple[Annotated, ...]:
     try:
         images = {int(image["id"]): image for image in content["images"]}
@@ -125,10 +142,12 @@ def _coco_split(tree: Tree, content: Mapping[str, Any], name: str, folder: str) 
         by_image: dict[int, list[Mapping[str, Any]]] = {key: [] for key in images}
         for one in content["annotations"]:
             if one["image_id"] not in by_image:
-                raise DataError(f"{printable(name)}: annotation {one.get('id')} is of image {one['image_id']}, not listed.")
+                raise DataError(
+                    f"{printable(name)}: annotation {one.get('id')} is of image {one['image_id']}, not listed."
+                )
             if one["category_id"] not in labels:
                 raise DataError(
-                    f"{printable(name)}: annotation {one.get('id')} has category {one['category_id']}, which is not listed.\n"
+                    f"{printable(name)}: annotation {one.get('id')} has category {one['category_id']}, not listed.\n"
                     f"Categories are {shown([str(key) for key in labels], 12)}."
                 )
             by_image[one["image_id"]].append(one)
@@ -140,7 +159,7 @@ def _coco_split(tree: Tree, content: Mapping[str, Any], name: str, folder: str) 
 def _coco_image(
     image: Mapping[str, Any], found: Sequence[Mapping[str, Any]], labels: Mapping[int, int], picture: str
 ) -> Annotated:
-    found = [one for one in found if one["bbox"][2] > 0 and one["bbox"][3] > 0]  # COCO itself has two without width
+    found = [one for one in found if one["bbox"][2] != 0 and one["bbox"][3] != 0]  # COCO itself has two without width
     size = int(image["height"]), int(image["width"])
     boxes = [(x, y, x + w, y + h) for x, y, w, h in (one["bbox"] for one in found)]
     outlined = all(one.get("segmentation") for one in found)
@@ -219,33 +238,3 @@ def _text(root: Element, path: str, key: str) -> str:
     if found is None:
         raise DataError(f"Annotations/{printable(key)}.xml has no {path}.")
     return found.strip()
-
-
-def _yolo_folder(tree: Tree) -> str | None:
-    """Which folder holds the text files, where images lie in `images/`."""
-    names = [name for name in sorted(tree.names) if name.startswith("images/")]
-    stems = [posixpath.splitext(name.removeprefix("images/"))[0] for name in names]
-    for folder in YOLO_LABELS:
-        if any(has_file(tree, f"{folder}/{stem}.txt") for stem in stems):
-            return folder
-    return None
-
-
-def _yolo(tree: Tree) -> Boxed:
-    folder = _yolo_folder(tree)
-    assert folder is not None
-    names, pictures = _yolo_names(tree, folder), below(tree, "images")
-    splits: dict[str, list[Annotated]] = {}
-    bare, numbers = 0, {key: i for i, key in enumerate(names)}
-    for key, picture in pictures.items():
-        split = split_of(key.split("/")[0]) if "/" in key else None
-        text = read_text(tree, f"{folder}/{key}.txt")
-        if split is None:
-            raise DataError(f"{printable(picture)} lies in none of images/train, images/val and images/test.")
-        bare += text is None
-        rows = (text or "").splitlines()
-        splits.setdefault(split, []).append(_yolo_image(rows, f"{folder}/{key}.txt", picture, numbers))
-    _check_lonely(tree, folder, pictures)
-    notes = [f"{bare} images without a text file count as empty"] if bare else []
-    ordered = {split: tuple(splits[split]) for split in SPLITS if split in splits}
-    return Boxed(tree, "YOLO", ordered, tuple(names.values()), True, notes)

@@ -56,14 +56,16 @@ class Boxed(NamedTuple):
     notes: list[str]
 
 
-def open_boxed(data: str | Path, tops: Sequence[str], marks: Callable[[Tree], bool]) -> Tree | None:
+def open_boxed(data: str | Path, marks: Callable[[Tree], bool]) -> Tree | None:
     """DATA seen from the first of its folders where `marks` finds a layout; None where none does."""
     images = scan(data, "")
     if images.kind == "list":
-        raise DataError(f"{printable(str(data))} is a text file of paths, which has no boxes: expected a folder or a zip.")
+        raise DataError(
+            f"{printable(str(data))} is a text file of paths, which has no boxes: expected a folder or a zip."
+        )
     common = posixpath.commonpath([posixpath.dirname(name) for name in images.names]).split("/")
     folders = ["".join(f"{part}/" for part in common[:i]) for i in range(len(common) + 1) if common != [""] or i == 0]
-    for top in (*tops, *folders):
+    for top in folders:
         names = frozenset(name.removeprefix(top) for name in images.names if name.startswith(top))
         tree = Tree(images, top, names)
         if names and marks(tree):
@@ -76,6 +78,20 @@ def has_file(tree: Tree, name: str) -> bool:
     if tree.images.kind == "zip":
         return tree.top + name in sources.archive(tree.images.root)[0].NameToInfo
     return os.path.isfile(os.path.join(tree.images.root, tree.top, name))
+
+
+def files_below(tree: Tree, folder: str) -> list[str]:
+    """The names of all files below a folder, images or not."""
+    if tree.images.kind == "zip":
+        start = tree.top + folder
+        return [
+            n.removeprefix(tree.top) for n in sources.archive(tree.images.root)[0].NameToInfo if n.startswith(start)
+        ]
+    root = os.path.join(tree.images.root, tree.top)
+    walked = os.walk(os.path.join(root, folder))
+    return [
+        os.path.relpath(os.path.join(at, name), root).replace(os.sep, "/") for at, _, names in walked for name in names
+    ]
 
 
 def text_of(tree: Tree, name: str) -> str:

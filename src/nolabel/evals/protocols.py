@@ -1,7 +1,9 @@
 """The protocols. Adding one: its file, a line here, and one in `nolabel/recipes.py` for the list."""
 
-from nolabel.evals import attention, copies, knn, linear, lowshot, retrieval, segmentation, video
+from nolabel.evals import attention, copies, detection, finetune, knn, linear, lowshot, retrieval, segmentation, video
+from nolabel.evals.box_layouts import accepts_boxes
 from nolabel.evals.clips import accepts_clips
+from nolabel.evals.finetune_settings import FinetuneConfig
 from nolabel.evals.labelled import accepts_classes
 from nolabel.evals.layouts import accepts_masks, accepts_train_masks
 from nolabel.evals.protocol import Protocol
@@ -14,6 +16,14 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "lowshot": Protocol(
         "low-shot top-1, %", lowshot.LowshotConfig, lowshot.evaluate_lowshot, lowshot.columns, accepts_splits
+    ),
+    "finetune": Protocol(
+        "fine-tuned accuracy, %",
+        FinetuneConfig,
+        finetune.evaluate_finetune,
+        finetune.columns,
+        accepts_splits,
+        unasked=False,
     ),
     "retrieval": Protocol(
         "retrieval, %",
@@ -37,5 +47,13 @@ PROTOCOLS: dict[str, Protocol] = {
         segmentation.evaluate_segmentation,
         segmentation.columns,
         accepts_train_masks,
+    ),
+    "detection": Protocol(
+        "detection, %",
+        detection.DetectionConfig,
+        detection.evaluate_detection,
+        detection.columns,
+        accepts_boxes,
+        unasked=False,
     ),
 }

@@ -244,8 +244,8 @@ def _advice(facts: Facts, kind: str) -> str:
 
     tips = {
         ("dino", "uniform"): (
-            f"Lower {now('teacher_temp')}, warm it up longer, lower --optim.lr, or freeze the prototypes longer "
-            f"({now('freeze_last_layer')})."
+            f"Lower {now('teacher_temp')}, warm it up longer, lower --optim.lr, "
+            f"or freeze the prototypes longer: {now('freeze_last_layer')}."
         ),
         ("dino", "constant"): f"Check {now('center_momentum')} and {now('momentum')}; raise {now('teacher_temp')}.",
         ("msn", "uniform"): f"Lower {now('sharpening')} or {now('temperature')}, and --optim.lr.",
@@ -255,8 +255,8 @@ def _advice(facts: Facts, kind: str) -> str:
         "uniform": "Lower the target's temperature and --optim.lr.",
         "constant": "Lower --optim.lr; check that the views differ and that what prevents collapse is on.",
         "contrast": f"Lower --optim.lr, or {now('temperature')}; a larger batch or queue gives more negatives.",
-        "locations": f"Give the dense loss a warm-up ({now('dense_warmup_steps')}) or a smaller share "
-        f"({now('dense_weight')}).",
+        "locations": f"Give the dense loss a warm-up, {now('dense_warmup_steps')}, or a smaller share, "
+        f"{now('dense_weight')}.",
         "dimensional": "Use stronger crops and colour jitter, a larger batch, or a lower --optim.lr.",
     }
     return tips.get((facts.method, kind), general[kind])

@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test slow lint format clean
+.PHONY: demo test slow torture lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/nolabel demo
@@ -15,6 +15,9 @@ test: lint
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+torture: $(INSTALLED)  # 200 kills of real runs and 500 histories of saves: minutes
+	$(BIN)/python -m pytest -m slow tests/torture -s
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from nolabel.checkpoint import MIN_KEPT
 from nolabel.config import TrainConfig, find_device, known, resolve
 from nolabel.data.images import scan
 from nolabel.data.loader import batches
@@ -64,7 +65,7 @@ def estimate(config: TrainConfig[Any]) -> Estimate:
 
 def format_estimate(config: TrainConfig[Any], e: Estimate) -> str:
     """The estimate for people."""
-    kept = config.keep_checkpoints + 1
+    kept = max(config.keep_checkpoints, MIN_KEPT) + 1
     rate, total = config.batch_size / e.seconds_per_step, e.total_steps * e.seconds_per_step
     million = 1e6
     lines = (

@@ -1,5 +1,6 @@
 """What the loop writes down between steps: metrics, steps that were skipped, files that cannot be read."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,6 +78,14 @@ def log(job: Job, images: Monitor | None, window: Sequence[Record], done: int) -
 def _weight_norm(job: Job) -> float:
     norms = torch._foreach_norm([p for p in job.method.parameters() if p.requires_grad])
     return float(torch.stack([n.float() for n in norms]).norm())
+
+
+def note_restarts(job: Job, notes: Sequence[str], done: int) -> None:
+    """Say and write down what happened to the processes that prepare images."""
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr, flush=True)
+        if distributed.is_main():
+            saving.event(job, "restart", step=done, reason=note)
 
 
 def note_bad_files(job: Job, bad: Sequence[Sequence[BadFile]], done: int) -> None:

@@ -149,6 +149,7 @@ def loop(job: Job, first_step: int, window: list[Record]) -> None:
             last, log = done == job.total_steps, done % known(config.log_every) == 0
             due = last or done % known(config.checkpoint_every) == 0
             journal.note_bad_files(job, batch.bad, done)
+            journal.note_restarts(job, batch.notes, done)
             # Reading `ok` on the host waits for the device: each step on a CPU, else where the host waits anyway.
             if job.device.type == "cpu" or log or due:
                 journal.judge(job, unread)

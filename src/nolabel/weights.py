@@ -85,7 +85,7 @@ def _from_folder(folder: Path, name: str) -> Loaded:
         args = {k: tuple(v) if isinstance(v, list) else v for k, v in config.get("model_args", {}).items()}
         args.pop("num_classes", None)
         net = backbone(config["architecture"], args)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{folder}/config.json is damaged ({error}). Copy the folder again, or resume the run."
         ) from error

@@ -57,7 +57,7 @@ def test_bad_files(file: File, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_corpus_is_large_enough() -> None:
-    assert len(BAD) >= 50
+    assert len(BAD) >= 60
     assert len({file.name for file in (*BAD, *GOOD)}) == len(BAD) + len(GOOD)
 
 

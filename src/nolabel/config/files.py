@@ -11,6 +11,10 @@ import yaml
 
 from nolabel.errors import UsageError, nearest
 
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 20
+MAX_LENGTH = 2_000
+
 
 def to_yaml(config: Any) -> str:
     """The settings as YAML, in the order of the fields."""
@@ -20,12 +24,14 @@ def to_yaml(config: Any) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A mapping from a YAML file; UsageError for anything else, for duplicate keys and for files over 1 MB."""
     try:
-        text = path.read_text(encoding="utf-8")
-        if len(text) > 1_000_000:
-            raise UsageError(f"{path} is larger than 1 MB: that is no config.yaml of nolabel.")
-        loaded = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that also refuses duplicates
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} cannot be read as settings: {' '.join(str(error).split())}") from error
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) <= MAX_BYTES:
+            loaded = yaml.load(data.decode("utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that refuses more
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:  # the middle two: `2024-99-99`, `? [1]`
+        raise UsageError(f"{path} cannot be read as settings: {' '.join(str(error).split())[:500]}") from error
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"{path} is larger than 1 MB: that is no config.yaml of nolabel.")
     if not isinstance(loaded, dict):
         raise UsageError(f"{path} holds no settings: expected `name: value` lines as in RUN/config.yaml.")
     return loaded
@@ -114,6 +120,23 @@ def _plain(value: Any) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
+    """Plain values only, none of them deep, long, shared or given twice: such files come from nobody's nolabel."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it uses aliases (*name): write the value out")
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if len(getattr(event, "value", None) or "") > MAX_LENGTH:
+            raise yaml.YAMLError(f"one of its values has more than {MAX_LENGTH} characters")
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"its values are nested more than {MAX_DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(k, deep=True) for k, _ in node.value]
         twice = {k for k in keys if keys.count(k) > 1}

@@ -69,6 +69,6 @@ class TrainConfig(Generic[M]):
     checkpoint_every: int | Literal["auto"] = "auto"
     """Steps between two checkpoints; auto: an epoch. Ten minutes without one make one, too."""
     keep_checkpoints: int = 3
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints that are kept; two at least."""
     stop_on_collapse: bool = False
     """End the run with exit code 70 when the health monitor gives an alarm; it always warns."""

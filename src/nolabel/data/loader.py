@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from nolabel import distributed
 from nolabel.data.decode import BadImage, load, open_image
 from nolabel.data.images import BadFile, Images, printable, read, too_many_bad
+from nolabel.data.workers import MAX_RESTARTS, DeadWorker, restarted, survives
 from nolabel.errors import DataError
 from nolabel.views import View, apply, draw, reduced, reduction
 from nolabel.views.draw import generator
@@ -39,6 +40,8 @@ class Batch(NamedTuple):
     """One uint8 tensor (B, 3, size, size) a view."""
     bad: list[list[BadFile]]
     """For each slot whose file could not be read: that file, then those that failed to replace it."""
+    notes: tuple[str, ...] = ()
+    """What happened to the processes that prepare batches since the last one."""
 
 
 def steps_per_epoch(stream: Stream) -> int:
@@ -64,16 +67,58 @@ def samples(stream: Stream, steps: range, rank: int, world_size: int) -> Iterato
 
 
 def batches(stream: Stream, steps: range, workers: int, pin_memory: bool = False) -> Iterator[Batch]:
-    """The batches of `steps` for this process. `workers` processes prepare them; 0 does it in place."""
-    loader = DataLoader(
-        _Views(stream),
-        batch_sampler=_Sampler(stream, steps, distributed.rank(), distributed.world_size()),
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
+    """The batches of `steps` for this process. `workers` processes prepare them; 0 does it in place.
+
+    Processes that die or hang are started again, which changes no pixel; DeadWorker where that does not help.
+    """
+    known: dict[int, BadFile] = {}
+    notes: list[str] = []
+
+    def start(done: int, alone: bool) -> Iterator[Batch | DataError]:
+        some = steps[done : done + 1] if alone else steps[done:]
+        loader = DataLoader(
+            _Views(stream, known),
+            batch_sampler=_Sampler(stream, some, distributed.rank(), distributed.world_size()),
+            num_workers=min(workers, 1) if alone else workers,
+            collate_fn=_collate,
+            pin_memory=pin_memory,
+            prefetch_factor=4 if workers else None,
+        )
+        return iter(loader)
+
+    def found_dead(done: int, times: int, how: str) -> None:
+        (slots,) = samples(stream, steps[done : done + 1], distributed.rank(), distributed.world_size())
+        what = f"A process that prepares images {how} at step {steps[done]}"
+        if times > MAX_RESTARTS:
+            raise _dead(stream.images, slots, f"{what}, and so did {MAX_RESTARTS} before it.")
+        if times == 2:  # not by chance
+            known.update(_killers(stream, slots))
+        notes.append(f"{what}; all are started again there")
+
+    for batch in restarted(start, found_dead) if workers else start(0, False):
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch._replace(notes=tuple(notes))
+        notes.clear()
+
+
+def _killers(stream: Stream, slots: Sequence[tuple[int, int]]) -> dict[int, BadFile]:
+    """Those of the images whose reading ends or hangs a process of its own."""
+    ends = {sample: survives(_one, stream, epoch, sample) for epoch, sample in slots}
+    names = stream.images.names
+    return {
+        i: BadFile(names[i], "kills its reader", f"the process that read it {how}", 0) for i, how in ends.items() if how
+    }
+
+
+def _dead(images: Images, slots: Sequence[tuple[int, int]], what: str) -> DeadWorker:
+    shown = ", ".join(printable(images.names[sample]) for _, sample in slots[:3])
+    more = f" and {len(slots) - 3} more" if len(slots) > 3 else ""
+    return DeadWorker(
+        f"{what}\nIt was preparing {shown}{more}.\n"
+        "SIGKILL often means too little memory: use fewer --workers. `nolabel check DATA` reads every file.\n"
+        "`nolabel resume RUN` goes on from the last checkpoint."
     )
-    yield from loader
 
 
 class _Sampler:
@@ -94,13 +139,16 @@ Item = tuple[list[Tensor], list[BadFile]]
 """The views of a slot, and the files that could not be read on the way to it, its own first."""
 
 
-class _Views(Dataset[Item]):
-    def __init__(self, stream: Stream) -> None:
+class _Views(Dataset[Item | DataError]):
+    def __init__(self, stream: Stream, bad: dict[int, BadFile]) -> None:
         self.stream = stream
-        self.bad: dict[int, BadFile] = {}  # a broken folder is then read once a worker, not once a slot
+        self.bad = bad  # grows: a broken folder is then read once a worker, not once a slot
 
-    def __getitem__(self, key: tuple[int, int]) -> Item:
-        return _first_good(self.stream, *key, self.bad)
+    def __getitem__(self, key: tuple[int, int]) -> Item | DataError:
+        try:
+            return _first_good(self.stream, *key, self.bad)
+        except DataError as error:  # raised where the batch arrives: torch would wrap it into its own traceback
+            return error
 
 
 def cut(data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool = False) -> list[Tensor]:
@@ -123,7 +171,7 @@ def _first_good(stream: Stream, epoch: int, sample: int, known: dict[int, BadFil
     images, bad = stream.images, list[BadFile]()
     num_images = len(images.names)
     # A replacement keeps the random key of the slot, so a bad file changes nothing but its own slot.
-    keys = [(stream.seed, epoch, sample, v) for v in range(len(stream.views))]
+    keys = _keys(stream, epoch, sample)
     while not too_many_bad(len(bad), len(bad), num_images):
         index = (sample + len(bad)) % num_images
         data = b""
@@ -140,6 +188,19 @@ def _first_good(stream: Stream, epoch: int, sample: int, known: dict[int, BadFil
     )
 
 
-def _collate(items: Sequence[Item]) -> Batch:
-    views = [torch.stack(crops) for crops in zip(*(crops for crops, _ in items), strict=True)]
-    return Batch(views, [bad for _, bad in items if bad])
+def _keys(stream: Stream, epoch: int, sample: int) -> list[Key]:
+    return [(stream.seed, epoch, sample, v) for v in range(len(stream.views))]
+
+
+def _one(stream: Stream, epoch: int, sample: int) -> list[Tensor]:
+    return cut(read(stream.images, sample), stream.views, _keys(stream, epoch, sample), stream.full_decode)
+
+
+def _collate(items: Sequence[Item | DataError]) -> Batch | DataError:
+    good = []
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+        good.append(item)
+    views = [torch.stack(crops) for crops in zip(*(crops for crops, _ in good), strict=True)]
+    return Batch(views, [bad for _, bad in good if bad])

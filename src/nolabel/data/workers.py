@@ -1,0 +1,137 @@
+"""Processes that prepare batches. When one dies or hangs, all start again at the batch that was waited for.
+
+A batch is a function of its step, so nothing is lost and no pixel changes. A file that kills its process twice is found
+by reading the files of the batch one by one, each in a process of its own.
+"""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from typing import TypeVar
+
+from nolabel.errors import DEAD_PROCESS, NolabelError
+
+T = TypeVar("T")
+
+MAX_RESTARTS = 3
+"""Restarts in a row without a batch in between; a fourth death ends the run."""
+HANG = 300.0
+"""Seconds without a batch after which the processes count as hung."""
+PROBE = 60.0
+"""Seconds that one file may take when the batch that kills is searched."""
+
+
+class DeadWorker(NolabelError):
+    """The processes that prepare images die or hang again and again at one batch."""
+
+    code = DEAD_PROCESS
+
+
+def restarted(start: Callable[[int, bool], Iterator[T]], found_dead: Callable[[int, int, str], None]) -> Iterator[T]:
+    """The items of `start(0, False)`; after a death those of `start(n, ...)`, n the number of items given so far.
+
+    `start` begins a `DataLoader`; `start(n, True)` gives item n alone from one process, so that another death is that
+    of item n. `found_dead(n, times, how)` is told of each death before the restart; `times` are those at item n.
+    """
+    done = deaths = 0
+    while True:
+        others, alone = set(multiprocessing.active_children()), deaths > 0
+        iterator = start(done, alone)
+        _raise_only_here()
+        workers = [p for p in multiprocessing.active_children() if p not in others]
+        hung, dead = threading.Event(), list[BaseProcess]()
+        try:
+            while True:
+                with _killed_after(HANG, workers, hung):
+                    item = next(iterator)
+                done, deaths = done + 1, 0
+                yield item
+        except StopIteration:
+            if not alone:
+                return
+        except (RuntimeError, EOFError, OSError) as error:
+            if not isinstance(error, RuntimeError):  # what a dead process had sent cannot be fetched any more
+                _wait_for_the_dead(workers)
+            dead = [p for p in workers if not p.is_alive()]
+            if not dead:
+                raise
+        finally:
+            _end(workers if dead else ())  # else torch waits 5 s for each
+            del iterator
+            _end(workers)  # one that is stopped or hangs would keep this process from leaving
+        if dead:
+            deaths += 1
+            how = f"hung for {HANG:.0f} s" if hung.is_set() else f"died ({describe(dead[0].exitcode)})"
+            found_dead(done, deaths, how)
+
+
+def survives(call: Callable[..., object], *arguments: object) -> str:
+    """An empty string if a process that does nothing but `call` ends, else how it died."""
+    process = multiprocessing.Process(target=_quietly, args=(call, *arguments), daemon=True)
+    process.start()
+    process.join(PROBE)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return f"hung for {PROBE:.0f} s"
+    return describe(process.exitcode) if process.exitcode < 0 else ""
+
+
+def describe(exitcode: int | None) -> str:
+    """An exit code in words: the name of the signal, if it was one."""
+    if exitcode is not None and exitcode < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-exitcode).name
+    return f"exit code {exitcode}"
+
+
+def _end(workers: Sequence[BaseProcess]) -> None:
+    for process in workers:
+        process.kill()
+    for process in workers:
+        process.join(5)
+
+
+def _wait_for_the_dead(workers: Sequence[BaseProcess]) -> None:
+    """A dying process closes its connections a little before it counts as dead."""
+    closed = multiprocessing.connection.wait([p.sentinel for p in workers], timeout=5)
+    for process in workers:
+        if process.sentinel in closed:
+            process.join(5)
+
+
+def _quietly(call: Callable[..., object], *arguments: object) -> None:
+    with contextlib.suppress(Exception):  # only death counts here
+        call(*arguments)
+
+
+@contextlib.contextmanager
+def _killed_after(seconds: float, workers: Sequence[BaseProcess], hung: threading.Event) -> Iterator[None]:
+    """Kill the workers if the block takes longer: the loader then sees that they are dead."""
+
+    def kill() -> None:
+        hung.set()
+        _end(workers)
+
+    timer = threading.Timer(seconds, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _raise_only_here() -> None:
+    """Take back torch's handler of SIGCHLD, which raises wherever the main thread is, even within an optimizer step.
+
+    Without it the death is seen where the next batch is waited for, within 5 s.
+    """
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGCHLD)
+        if getattr(handler, "__module__", "").startswith("torch."):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)

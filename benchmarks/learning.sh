@@ -17,7 +17,7 @@ dino-imagenette)
         --method.global-size 64 --method.local-size 32 --steps 6000 --eval-every 400 ;;
 simclr-imagenette)
     exec nolabel train simclr-small "$imagenette" --labels "$imagenette" $common --backbone-args "layers=[1,1,1,1]" \
-        --method.size 64 --steps 700 --eval-every 100 ;;
+        --method.size 64 --steps 600 --eval-every 100 ;;
 dino-cifar10)
     [ -d "$2/cifar10" ] || python "$packs/cifar10/unpack.py" "$2/cifar10"
     exec nolabel train dino-small "$2/cifar10" --labels "$2/cifar10" $common \

@@ -21,6 +21,8 @@ class Collapsed(NumericError):
 
 def judge(job: Job, steps: Sequence[tuple[int, Record]]) -> None:
     """Look at steps that nobody has looked at yet. Raises Unstable where too many were not finite."""
+    if not steps:
+        return
     ok = torch.stack([torch.as_tensor(values["ok"]) for _, values in steps]).tolist()
     for (step, values), fine in zip(steps, ok, strict=True):
         if fine:

@@ -167,6 +167,8 @@ def loop(job: Job, first_step: int, window: list[Record]) -> None:
             late = not distributed.active() and time.monotonic() - saved > CHECKPOINT_SECONDS
             if due or stop or late:
                 pulse.beat(done, "saving")
+                journal.judge(job, unread)  # no state is saved of which nobody knows whether it is good
+                unread = []
                 saving.checkpoint(job, done, window)
                 saved = time.monotonic()
             if stop and not last:

@@ -241,7 +241,7 @@ def test_surprising_values_are_refused_by_name(line: str, tmp_path: Path) -> Non
 
 def test_nothing_of_an_archive_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tmp_path / "data.zip"
-    names = ["../up.jpg", "a/../../up.jpg", "/tmp/up.jpg", "..\\up.jpg", "a/b.pkl", "a/pipe:mkdir up.jpg", "C:\\up.jpg"]
+    names = ["../up.jpg", "a/../../up.jpg", "/up.jpg", "..\\up.jpg", "a/b.pkl", "a/pipe:mkdir up.jpg", "C:\\up.jpg"]
     with zipfile.ZipFile(data, "w") as archive:
         for name in [*names, "good.jpg"]:
             archive.writestr(name, pickle.dumps(Calls(os.mkdir, str(tmp_path / "canary"))))
@@ -253,7 +253,7 @@ def test_nothing_of_an_archive_is_written(tmp_path: Path, monkeypatch: pytest.Mo
     before = sorted(tmp_path.iterdir())
     monkeypatch.chdir(tmp_path)
     images = scan(data)
-    assert not {"../up.jpg", "a/../../up.jpg", "/tmp/up.jpg", "a/b.pkl"} & set(images.names)
+    assert not {"../up.jpg", "a/../../up.jpg", "/up.jpg", "a/b.pkl"} & set(images.names)
     for index, name in enumerate(images.names):
         if name == "zero.jpg":
             with pytest.raises(Exception, match=r"unreadable|CRC"):

@@ -117,9 +117,33 @@ SAME = {"loss": 4.0, "teacher_entropy": 4.0, "assignment_information": 1e-4}
 def test_a_collapse_of_the_outputs_is_named_within_the_window(values: dict[str, float], kind: str) -> None:
     before = series(0, 1000)
     assert diagnose(before, FACTS).kind == "healthy"
-    assert diagnose(before + series(1010, 1100, **values), FACTS).kind == "healthy", "too early to tell"
+    early = series(1010, 1000 + WINDOW - 10, **values)
+    assert diagnose(before + early, FACTS).kind == "healthy", "too early to tell"
     found = diagnose(before + series(1010, 1010 + WINDOW, **values), FACTS)
     assert found.kind == kind and found.alarm
+
+
+def falling(first: int, last: int, entropy: float, information: float) -> list[dict[str, Any]]:
+    """Both shrink towards the given values."""
+    share = [(step, (step - first) / (last - first)) for step in range(first, last + 1, 10)]
+    return [
+        log(step, teacher_entropy=5.0 + t * (entropy - 5.0), assignment_information=2.0 + t * (information - 2.0))
+        for step, t in share
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entropy", "information", "kind"),
+    [
+        (0.4, 0.5, "constant"),  # sure, and of less and less: no centering
+        (0.4, 2.5, "healthy"),  # sure, and of more and more
+        (4.0, 0.5, "healthy"),  # unsure: begins to look so in the first epochs of a healthy DINO
+    ],
+)
+def test_a_collapse_to_one_output_is_named_before_it_is_complete(entropy: float, information: float, kind: str) -> None:
+    records = falling(0, 1000, entropy, information)
+    records += series(1010, 1000 + WINDOW, teacher_entropy=entropy, assignment_information=information)
+    assert diagnose(records, FACTS).kind == kind
 
 
 def test_the_words_have_numbers_and_the_setting_to_change() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,23 @@ def test_logs_that_cannot_be_written_end_nothing(
     said = capfd.readouterr().err
     assert "metrics.jsonl or status.json could not be written (No space left on device); training goes on" in said
     assert [r["step"] for r in run.metrics() if "loss" in r] == [8]
+
+
+def test_a_disk_without_room_is_said_before_the_first_step(
+    tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving = {"method": tiny["method"] | {"freeze_last_layer": 0}}  # so that the optimizer keeps something of each weight
+    config = tiny | {"data": pictures / "train", "steps": 1} | moving
+    nolabel.train("dino-small", out=tmp_path / "first", **config)
+    saved = next((tmp_path / "first" / "checkpoints").glob("step-*"))
+    state = sum(file.stat().st_size for file in saved.glob("*.safetensors"))
+    usage = type(shutil.disk_usage(tmp_path))
+    for free, enough in ((2.0 * state, False), (2.5 * state, True)):
+        monkeypatch.setattr(saving.shutil, "disk_usage", lambda _, free=free: usage(0, 0, int(free)))
+        out = tmp_path / "deep" / str(enough)
+        if enough:
+            nolabel.train("dino-small", out=out, **config)
+        else:
+            with pytest.raises(StorageError, match="MiB free"):
+                nolabel.train("dino-small", out=out, **config)
+        assert out.exists() == enough

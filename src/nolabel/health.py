@@ -15,7 +15,9 @@ from torch.nn import functional as F
 Record = Mapping[str, Any]
 """A line of metrics.jsonl."""
 
-WINDOW = 200
+SETTLE = 200
+"""Steps after the warm-up in which nothing but the data and the weights' size is judged."""
+WINDOW = 100
 """Steps over which a signal of the outputs must stay bad."""
 MAX_PAIRS = 1024
 
@@ -114,12 +116,14 @@ def diagnose(records: Sequence[Record], facts: Facts) -> Diagnosis:
     for rule in (_dead_data, _exploding):
         if found := rule(records, facts):
             return found
-    if now < facts.warmup_steps + WINDOW:
+    if now < facts.warmup_steps + SETTLE:
         return WARMING
     window = [r for r in records if r["step"] > now - WINDOW and "loss" in r]
     for judge in (_outputs, _contrast, _locations):
         if window and (found := judge(window, facts)):
             return found
+    if window and (found := _draining(records, window, facts)):
+        return found
     looks = [r for r in records if "rankme" in r and r["step"] >= facts.warmup_steps]
     return _features(looks, facts) or HEALTHY
 
@@ -161,6 +165,27 @@ def _outputs(window: Sequence[Record], facts: Facts) -> Diagnosis | None:
         "same output",
         f"Every image gives the same soft output: entropy {entropy:.3f} of {most:.3f}; {evidence}. "
         + _advice(facts, "constant"),
+    )
+
+
+def _draining(records: Sequence[Record], window: Sequence[Record], facts: Facts) -> Diagnosis | None:
+    """A collapse to one output under way: sure outputs that say less and less of the image.
+
+    Sure outputs alone are no fault, for they may be sure of different things; then what they say grows.
+    """
+    if facts.num_outputs is None:
+        return None
+    name = "teacher_entropy" if "teacher_entropy" in window[-1] else "target_entropy"
+    if not _all_below(window[-1:], name, 0.1 * math.log(facts.num_outputs)):
+        return None
+    most = max(r["assignment_information"] for r in records if r.get("assignment_information") is not None)
+    if not _all_below(window, "assignment_information", 0.5 * most):
+        return None
+    return Diagnosis(
+        "constant",
+        f"More and more images give the same output: entropy {window[-1][name]:.3f} of "
+        f"{math.log(facts.num_outputs):.3f}; its outputs hold {_mean(window, 'assignment_information'):.3f} nats about "
+        f"the image, once {most:.3f}. " + _advice(facts, "constant"),
     )
 
 

@@ -26,6 +26,24 @@ from nolabel.weights import save_weights
 
 MAX_FAILED_SAVES = 3
 """Checkpoints that may fail in a row before the run ends."""
+ROOM = 2.2
+"""States that must fit on the disk before step 1: two are kept at least, and weights and logs lie beside them."""
+
+
+def check_room(job: Job) -> None:
+    """StorageError where the disk that is to hold the run has no room for `ROOM` states: said now, not hours later."""
+    trained = sum(p.numel() * p.element_size() for p in job.method.parameters() if p.requires_grad)
+    slots = 2 if job.config.optim.name == "adamw" else 1  # what the optimizer keeps of each weight
+    state = sum(t.numel() * t.element_size() for t in job.method.state_dict().values()) + slots * trained
+    place = job.out.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < ROOM * state:
+        raise StorageError(
+            f"{place} has {free / 2**20:,.0f} MiB free. A state of this run takes {state / 2**20:,.0f} MiB, "
+            f"and {ROOM} of them must fit.\nMake room, or name another disk with --out."
+        )
 
 
 def checkpoint(job: Job, done: int, window: Sequence[Record]) -> None:

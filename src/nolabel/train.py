@@ -57,6 +57,7 @@ def train(config: TrainConfig[Any], overwrite: bool = False) -> run.Run:
         images = scan(config.data, config.subfolder)
         asked, config = config, resolve(config, len(images.names), distributed.world_size(), device)
         job = build(config, images, device)
+        saving.check_room(job)
         if distributed.is_main():
             run.create(out, overwrite)
             run.write_text(out / "config.yaml", config_yaml(config))

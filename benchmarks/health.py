@@ -53,7 +53,9 @@ PLANTED = {
     "dino-no-centering": Planned("dino-small", ("constant", "same output"), DINO | {"center_momentum": 1.0}),
     "dino-no-sharpening": Planned("dino-small", ("uniform",), DINO | {"teacher_temp": 1.0, "warmup_teacher_temp": 1.0}),
     "dino-student-copied": Planned(
-        "dino-small", ("uniform", "same output", "constant"), DINO | {"momentum": 0.0, "momentum_end": 0.0}
+        "dino-small",
+        ("uniform", "same output", "constant", "dimensional"),
+        DINO | {"momentum": 0.0, "momentum_end": 0.0},
     ),
     "dino-temperature-too-high": Planned(
         "dino-small", ("uniform",), DINO | {"teacher_temp": 0.2, "warmup_teacher_temp": 0.2}

@@ -123,6 +123,13 @@ def test_a_collapse_of_the_outputs_is_named_within_the_window(values: dict[str, 
     assert found.kind == kind and found.alarm
 
 
+@pytest.mark.parametrize(("untrained", "kind"), [(6.0, "healthy"), (20.0, "dimensional")])
+def test_features_that_span_less_than_before_training(untrained: float, kind: str) -> None:
+    now = look(1000, isotropic()) | {"effective_rank": 5.0}
+    start = {"step": 0, "effective_rank": untrained}
+    assert diagnose([start, *series(10, 1000), now], FACTS).kind == kind
+
+
 def falling(first: int, last: int, entropy: float, information: float) -> list[dict[str, Any]]:
     """Both shrink towards the given values."""
     share = [(step, (step - first) / (last - first)) for step in range(first, last + 1, 10)]

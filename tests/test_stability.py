@@ -218,7 +218,7 @@ def test_logs_that_cannot_be_written_end_nothing(
 def test_a_disk_without_room_is_said_before_the_first_step(
     tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moving = {"method": tiny["method"] | {"freeze_last_layer": 0}}  # so that the optimizer keeps something of each weight
+    moving = {"method": tiny["method"] | {"freeze_last_layer": 0}}  # all weights move, all have a moment
     config = tiny | {"data": pictures / "train", "steps": 1} | moving
     nolabel.train("dino-small", out=tmp_path / "first", **config)
     saved = next((tmp_path / "first" / "checkpoints").glob("step-*"))

@@ -125,7 +125,7 @@ def diagnose(records: Sequence[Record], facts: Facts) -> Diagnosis:
     if window and (found := _draining(records, window, facts)):
         return found
     looks = [r for r in records if "rankme" in r and r["step"] >= facts.warmup_steps]
-    return _features(looks, facts) or HEALTHY
+    return _features(looks, facts) or _fallen(records, looks, facts) or HEALTHY
 
 
 def _all_below(window: Sequence[Record], name: str, limit: float) -> bool:
@@ -234,6 +234,18 @@ def _features(looks: Sequence[Record], facts: Facts) -> Diagnosis | None:
         kind,
         f"{what}: {', '.join(bad)} of {facts.width} dimensions. "
         + _advice(facts, kind if kind == "constant" else "dimensional"),
+    )
+
+
+def _fallen(records: Sequence[Record], looks: Sequence[Record], facts: Facts) -> Diagnosis | None:
+    """Features that span fewer directions than those of the untrained network: every run that learned spanned more."""
+    untrained = next((r for r in records if "effective_rank" in r and r["step"] == 0), None)
+    if untrained is None or not looks or looks[-1]["effective_rank"] >= 0.4 * untrained["effective_rank"]:
+        return None
+    return Diagnosis(
+        "dimensional",
+        f"The features span fewer directions than before training: effective rank {looks[-1]['effective_rank']:.1f} of "
+        f"{facts.width} dimensions, untrained {untrained['effective_rank']:.1f}. " + _advice(facts, "dimensional"),
     )
 
 

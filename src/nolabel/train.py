@@ -184,7 +184,8 @@ def training_step(job: Job, views: Sequence[Tensor], clock: Clock) -> Record:
     config, method, optim = job.config, job.method, job.optimizer
     torch.manual_seed(int(generator(config.seed, clock.step, distributed.rank()).integers(2**62)))
     scheduled = set_schedules(optim, config.optim, config.batch_size, clock)
-    statistics = [(b, b.clone()) for b in _running_statistics(method)]
+    statistics = _running_statistics(method)
+    before = [_joined(group) for group in statistics]
     optim.zero_grad(set_to_none=True)
 
     metrics = _forward_backward(job, views, clock)
@@ -195,8 +196,9 @@ def training_step(job: Job, views: Sequence[Tensor], clock: Clock) -> Record:
     method.before_step(clock)
     optim.found_inf = 1 - ok  # type: ignore[attr-defined]  # the fused optimizers skip the step on the device
     optim.step()
-    for buffer, before in statistics:  # BatchNorm statistics have moved in the forward pass: put them back
-        buffer.copy_(torch.where(ok.bool(), buffer, before))
+    for group, values in zip(statistics, before, strict=True):  # they have moved in the forward pass: put them back
+        kept = torch.where(ok.bool(), _joined(group), values)
+        torch._foreach_copy_(group, _apart(kept, group))
     method.after_step(clock, ok)
     if job.scaler.is_enabled():
         job.scaler.update()
@@ -204,10 +206,24 @@ def training_step(job: Job, views: Sequence[Tensor], clock: Clock) -> Record:
     return {"ok": ok, **metrics, "grad_norm": grad_norm, **scheduled, **method.settings(clock)}
 
 
-def _running_statistics(method: Method) -> list[Tensor]:
-    """What a forward pass moves: the buffers of BatchNorm. Everything else that remembers waits for `after_step`."""
-    norms = [m for m in method.modules() if hasattr(m, "running_mean")]
-    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+def _running_statistics(method: Method) -> list[list[Tensor]]:
+    """What a forward pass moves: the buffers of BatchNorm, by dtype. All else that remembers waits for `after_step`."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for norm in (m for m in method.modules() if hasattr(m, "running_mean")):
+        for buffer in norm.buffers(recurse=False):
+            groups.setdefault(buffer.dtype, []).append(buffer)
+    return list(groups.values())
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """A copy of all in one row: few large operations where one by one would be hundreds of small ones."""
+    return torch.cat([t.flatten() for t in tensors])
+
+
+def _apart(row: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """The inverse of `_joined`."""
+    pieces = torch.split(row, [t.numel() for t in like])
+    return [piece.view_as(t) for piece, t in zip(pieces, like, strict=True)]
 
 
 def _forward_backward(job: Job, views: Sequence[Tensor], clock: Clock) -> dict[str, Tensor]:

@@ -1,12 +1,14 @@
 """A step whose loss or gradient is not finite says so and leaves no trace in anything that remembers."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from test_contract import SMALL
 from tiny import SGD, changed, everything, job, step, views
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nolabel.job import Job
 from nolabel.optim import OptimConfig
@@ -61,6 +63,35 @@ def test_a_bad_step_leaves_no_trace(
     # And the step goes on as if the bad one had never been.
     assert step(j, 2) == step(undisturbed, 2)
     assert not changed(everything(j), everything(undisturbed))
+
+
+def test_a_counter_beyond_float32_is_put_back_exactly() -> None:
+    j = job(SMALL["simclr"], "resnet", optim=SGD)
+    counters = [b for n, b in j.method.named_buffers() if n.endswith("num_batches_tracked")]
+    for number, counter in enumerate(counters):
+        counter.fill_(2**24 + 1 + 2 * number)
+    assert training_step(j, nan_pixel(j), j.clock(0))["ok"] == 0
+    assert [int(c) for c in counters] == [2**24 + 1 + 2 * number for number in range(len(counters))]
+
+
+def test_statistics_are_put_back_all_at_once() -> None:
+    """As many selections for a deep network as for a flat one."""
+
+    class Selections(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.number += func is torch.ops.aten.where.self
+            return func(*args, **(kwargs or {}))
+
+    found = []
+    for layers in ("layers=[1,1,1,1]", "layers=[2,2,1,1]"):
+        args = (layers, "channels=[8,16,24,32]", "output_stride=8")
+        j = job(SMALL["simclr"], "resnet", optim=SGD, backbone_args=args)
+        with Selections() as seen:
+            step(j, 0)
+        found.append(seen.number)
+    assert 0 < found[0] == found[1]
 
 
 @pytest.mark.parametrize("method", SMALL)

@@ -92,7 +92,8 @@ def data_parallel(module: nn.Module) -> nn.Module:
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # the old name warns
     option: dict[str, Any] = {name: False}
-    return DistributedDataParallel(module, **option)
+    # Gradients that lie in what is sent: neither a second copy of all of them in memory nor the copying, each step.
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, **option)
 
 
 class _AllSum(torch.autograd.Function):

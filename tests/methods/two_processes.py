@@ -95,6 +95,23 @@ def training(make: Callable[[], Job]) -> Found:
     return found | everything(j)
 
 
+def frozen() -> Found:
+    """The last layer stands still for the first epoch, four steps, its gradients thrown away; then it moves."""
+    j = job(dataclasses.replace(SMALL["dino"], freeze_last_layer=1, teacher_temp=0.5))  # type: ignore[call-arg]
+    for number in (0, 1, 4, 5):
+        step(j, number)
+    return everything(j)
+
+
+def gradients() -> Found:
+    """The number of gradients of a step, and of places in memory where they lie."""
+    j = job(SMALL["dino"])
+    step(j, 5)
+    found = [p.grad for p in j.method.parameters() if p.grad is not None]
+    places = {g.untyped_storage().data_ptr() for g in found}
+    return {"places": torch.tensor(len(places)), "gradients": torch.tensor(len(found))}
+
+
 def dino(backbone: str, **settings: int) -> Job:
     """A warm teacher: with sharp targets the center would hardly matter to the loss."""
     config = dataclasses.replace(SMALL["dino"], freeze_last_layer=0, teacher_temp=0.5)  # type: ignore[call-arg]
@@ -162,6 +179,8 @@ RUNS: dict[str, Callable[[], Found]] = {
     "batchnorm without affine": lambda: batchnorm(lambda: nn.BatchNorm1d(5, affine=False), 6, 5),
     "dino vit": lambda: training(lambda: dino("vit")),
     "dino vit in micro-batches": lambda: training(lambda: dino("vit", micro_batch=2)),
+    "dino vit, last layer frozen first": frozen,
+    "places of gradients": gradients,
     "dino resnet": lambda: training(lambda: dino("resnet")),
     "shuffled rows": shuffled,
     "densecl vit": lambda: training(lambda: densecl("vit")),

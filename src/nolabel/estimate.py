@@ -12,8 +12,7 @@ from nolabel.data.images import scan
 from nolabel.data.loader import batches
 from nolabel.job import build
 from nolabel.progress import duration
-from nolabel.train import training_step
-from nolabel.views import normalize
+from nolabel.train import on_device, training_step
 
 WARMUP_STEPS, MEASURED_STEPS = 2, 3
 
@@ -42,8 +41,7 @@ def estimate(config: TrainConfig[Any]) -> Estimate:
     seconds = []
     started = time.monotonic()
     for step, batch in enumerate(batches(job.stream, range(WARMUP_STEPS + MEASURED_STEPS), known(config.workers))):
-        views = [normalize(v.to(device), config.mean, config.std) for v in batch.views]
-        training_step(job, views, job.clock(step))
+        training_step(job, on_device(job, batch), job.clock(step))
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.monotonic() - started)

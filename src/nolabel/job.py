@@ -75,7 +75,14 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
             if isinstance(module, Backbone):
                 module.compile_blocks()
     model = distributed.data_parallel(method)
-    stream = Stream(images, method.views(), config.seed, config.batch_size, full_decode=config.full_decode)
+    stream = Stream(
+        images,
+        method.views(),
+        config.seed,
+        config.batch_size,
+        full_decode=config.full_decode,
+        whole=config.augment == "device",
+    )
     per_epoch = len(images.names) // config.batch_size
     total = config.steps or config.epochs * per_epoch
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")

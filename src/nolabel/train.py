@@ -43,7 +43,7 @@ from nolabel.progress import progress
 from nolabel.schedules import Clock
 from nolabel.signals import Stopped, caught
 from nolabel.stability import Unstable, verdict
-from nolabel.views import normalize
+from nolabel.views import normalize, render
 from nolabel.views.draw import generator
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -107,7 +107,7 @@ def replay(path: str | Path) -> Record:
     job = build(config, scan(config.data, config.subfolder), device)
     job, step, _ = saving.restore(job, "capture")
     batch = next(batches(job.stream, range(step, step + 1), 0))
-    return training_step(job, _on_device(job, batch), job.clock(step))
+    return training_step(job, on_device(job, batch), job.clock(step))
 
 
 def _to_the_end(job: Job, first_step: int, window: list[Record]) -> None:
@@ -142,7 +142,7 @@ def loop(job: Job, first_step: int, window: list[Record]) -> None:
             started = time.monotonic()
             batch = next(stream)
             waited = time.monotonic() - started
-            values = training_step(job, _on_device(job, batch), job.clock(step))
+            values = training_step(job, on_device(job, batch), job.clock(step))
             window.append({**values, "seconds": time.monotonic() - started, "waited": waited})
             unread.append((step, values))
 
@@ -243,6 +243,9 @@ def _forward_backward(job: Job, views: Sequence[Tensor], clock: Clock) -> dict[s
     return total
 
 
-def _on_device(job: Job, batch: Batch) -> list[Tensor]:
+def on_device(job: Job, batch: Batch) -> list[Tensor]:
+    """The normalised views (B, 3, size, size) of a batch on the device of the run."""
     mean, std = job.config.mean, job.config.std
+    if batch.sources:
+        return render(batch.sources, job.stream.views, job.device, mean, std)
     return [normalize(v.to(job.device, non_blocking=True), mean, std) for v in batch.views]

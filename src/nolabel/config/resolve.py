@@ -50,6 +50,7 @@ def resolve(config: TrainConfig[Any], num_images: int, world_size: int, device: 
         "precision": _precision(device),
         "micro_batch": share,
         "workers": workers,
+        "augment": "cpu",
         # Threads beyond the free processors wait for each other.
         "threads": max(1, local - workers) if on_cpu else 1,
         "log_every": max(1, min(50, total // 200)),

@@ -56,6 +56,8 @@ class TrainConfig(Generic[M]):
     """Processes that prepare images."""
     full_decode: bool = False
     """Decode large JPEGs in full; otherwise at 1/2, 1/4 or 1/8 where no crop needs more: several times faster."""
+    augment: Literal["auto", "cpu", "device"] = "auto"
+    """Where views are cut: cpu: by the workers; device: workers only decode. auto is cpu so far."""
     threads: int | Literal["auto"] = "auto"
     """Threads of torch on the CPU; part of what makes a run repeatable bit by bit."""
     mean: tuple[float, float, float] = IMAGENET_MEAN

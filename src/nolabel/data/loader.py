@@ -4,6 +4,7 @@ So resuming is starting at a step, and the number of workers or of processes cha
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from nolabel.data.decode import BadImage, load, open_image
 from nolabel.data.images import BadFile, Images, printable, read, too_many_bad
 from nolabel.data.workers import MAX_RESTARTS, DeadWorker, restarted, survives
 from nolabel.errors import DataError
-from nolabel.views import View, apply, draw, reduced, reduction
+from nolabel.views import Drawn, Sources, View, apply, draw, reduced, reduction, table
 from nolabel.views.draw import generator
 
 
@@ -31,6 +32,8 @@ class Stream(NamedTuple):
     """Batches of the order that are left out before step 0: after a roll-back the next ones come instead."""
     full_decode: bool = False
     """Decode large JPEGs in full, not at 1/2, 1/4 or 1/8 where the crops allow it: slower, other pixels, same crops."""
+    whole: bool = False
+    """Send whole images and the parameters of their views: the device cuts them."""
 
 
 class Batch(NamedTuple):
@@ -42,6 +45,8 @@ class Batch(NamedTuple):
     """For each slot whose file could not be read: that file, then those that failed to replace it."""
     notes: tuple[str, ...] = ()
     """What happened to the processes that prepare batches since the last one."""
+    sources: Sources | None = None
+    """With `Stream.whole`, instead of `views`."""
 
 
 def steps_per_epoch(stream: Stream) -> int:
@@ -80,7 +85,7 @@ def batches(stream: Stream, steps: range, workers: int, pin_memory: bool = False
             _Views(stream, known),
             batch_sampler=_Sampler(stream, some, distributed.rank(), distributed.world_size()),
             num_workers=min(workers, 1) if alone else workers,
-            collate_fn=_collate,
+            collate_fn=partial(_collate, stream.whole),
             pin_memory=pin_memory,
             prefetch_factor=4 if workers else None,
         )
@@ -136,7 +141,7 @@ Key = tuple[int, int, int, int]
 """(seed, epoch, sample, view): what the randomness of a view is a function of."""
 
 Item = tuple[list[Tensor], list[BadFile]]
-"""The views of a slot, and the files that could not be read on the way to it, its own first."""
+"""The views of a slot (or its pixels and table), and the files that could not be read on the way, its own first."""
 
 
 class _Views(Dataset[Item | DataError]):
@@ -156,11 +161,21 @@ def cut(data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bo
 
     The parameters are drawn first, from the size in the header, so they do not depend on the size it is decoded at.
     """
+    image, drawn = _decoded(data, views, keys, full_decode)
+    return [apply(image, view, one) for view, one in zip(views, drawn, strict=True)]
+
+
+def whole(data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool = False) -> list[Tensor]:
+    """The image in `data` (H, W, 3) uint8 uncut, and the `table` of its views; BadImage as in `cut`."""
+    image, drawn = _decoded(data, views, keys, full_decode)
+    return [image.permute(1, 2, 0).contiguous(), table(drawn)]
+
+
+def _decoded(data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool) -> tuple[Tensor, list[Drawn]]:
     opened = open_image(data)
     drawn = [draw(v, key, opened.facts.height, opened.facts.width) for v, key in zip(views, keys, strict=True)]
     factor = 1 if full_decode or opened.pixels is not None else reduction(views, drawn)
-    image = load(opened, factor)
-    return [apply(image, view, reduced(one, factor)) for view, one in zip(views, drawn, strict=True)]
+    return load(opened, factor), [reduced(one, factor) for one in drawn]
 
 
 def _first_good(stream: Stream, epoch: int, sample: int, known: dict[int, BadFile]) -> Item:
@@ -178,7 +193,7 @@ def _first_good(stream: Stream, epoch: int, sample: int, known: dict[int, BadFil
         try:
             if index not in known:
                 data = read(images, index)
-                return cut(data, stream.views, keys, stream.full_decode), bad
+                return (whole if stream.whole else cut)(data, stream.views, keys, stream.full_decode), bad
         except BadImage as error:
             known[index] = BadFile(images.names[index], error.reason, error.detail, len(data))
         bad.append(known[index])
@@ -196,11 +211,17 @@ def _one(stream: Stream, epoch: int, sample: int) -> list[Tensor]:
     return cut(read(stream.images, sample), stream.views, _keys(stream, epoch, sample), stream.full_decode)
 
 
-def _collate(items: Sequence[Item | DataError]) -> Batch | DataError:
+def _collate(whole: bool, items: Sequence[Item | DataError]) -> Batch | DataError:
     good = []
     for item in items:
         if isinstance(item, DataError):
             return item
         good.append(item)
+    bad = [bad for _, bad in good if bad]
+    if whole:
+        pixels = [item[0] for item, _ in good]
+        shapes = torch.tensor([p.shape[:2] for p in pixels])
+        joined = torch.cat([p.flatten() for p in pixels])
+        return Batch([], bad, sources=Sources(joined, shapes, torch.stack([item[1] for item, _ in good])))
     views = [torch.stack(crops) for crops in zip(*(crops for crops, _ in good), strict=True)]
-    return Batch(views, [bad for _, bad in good if bad])
+    return Batch(views, bad)

@@ -1,5 +1,6 @@
 """Views: how one image becomes the crops that a method looks at."""
 
+from nolabel.views.batch import Sources, render, table
 from nolabel.views.draw import Drawn, draw
 from nolabel.views.image import apply, normalize, reduced, reduction
 from nolabel.views.specs import IMAGENET_MEAN, IMAGENET_STD, View
@@ -8,10 +9,13 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "Drawn",
+    "Sources",
     "View",
     "apply",
     "draw",
     "normalize",
     "reduced",
     "reduction",
+    "render",
+    "table",
 ]

@@ -188,6 +188,8 @@ def test_dead_data_and_exploding_weights_are_named_at_once() -> None:
     assert diagnose([{"step": 0, "distinct_images": 0.9}, log(10)], FACTS).kind == "warming up"
     found = diagnose([log(10), log(20, weight_norm=2000.0, lr=0.5)], FACTS)
     assert found.kind == "exploding" and "0.5" in found.words
+    for step, kind in ((FACTS.warmup_steps, "exploding"), (5000, "healthy")):  # growth that is slow is no fault
+        assert diagnose([log(10), log(step, weight_norm=200.0)], FACTS).kind == kind
 
 
 @pytest.mark.parametrize(

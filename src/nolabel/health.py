@@ -263,7 +263,8 @@ def _dead_data(records: Sequence[Record], facts: Facts) -> Diagnosis | None:
 def _exploding(records: Sequence[Record], facts: Facts) -> Diagnosis | None:
     """Weights that grow many times over: a learning rate far too high shows there first."""
     norms = [(r["step"], r["weight_norm"]) for r in records if r.get("weight_norm")]
-    if len(norms) < 2 or norms[-1][1] < 10 * norms[0][1]:
+    early = bool(norms) and norms[-1][0] <= facts.warmup_steps + SETTLE
+    if len(norms) < 2 or norms[-1][1] < (3 if early else 10) * norms[0][1]:
         return None
     lr = next((r["lr"] for r in reversed(records) if r.get("lr") is not None), math.nan)
     return Diagnosis(

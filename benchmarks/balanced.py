@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from nolabel.data.images import read, scan_labelled
-from nolabel.evals.labelled import subset
+from nolabel.evals.shared.labelled import subset
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Copy a class-balanced part of labelled data.")

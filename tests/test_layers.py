@@ -100,7 +100,7 @@ def test_layers(file: str) -> None:
         ("methods/dino.py", "from . import simclr"),
         ("methods/dino.py", "from nolabel.methods.simclr import SimCLR"),
         ("methods/dino.py", "from nolabel.methods import METHODS"),
-        ("evals/knn.py", "from nolabel.plots import pca"),
+        ("evals/images/knn.py", "from nolabel.plots import pca"),
         ("train.py", "import nolabel"),
     ],
 )

@@ -7,7 +7,7 @@ from nolabel.config import TrainConfig, read_yaml, update
 from nolabel.errors import UsageError, nearest
 from nolabel.evals.all import EVERY
 from nolabel.evals.protocol import EvalConfig
-from nolabel.evals.results import result_path
+from nolabel.evals.shared.results import result_path
 from nolabel.job import config_from, recipe_config
 from nolabel.run import Run
 from nolabel.train import train as run_training
@@ -35,7 +35,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure `weights` (a run or what `load_weights` takes) on labelled `data`; the result also lies in RUN/eval.
 
-    `settings` are those of the protocol: for `knn` the fields of `nolabel.evals.knn.KNNConfig`.
+    `settings` are those of the protocol: for `knn` the fields of `nolabel.evals.images.knn.KNNConfig`.
     """
     if protocol not in EVERY:
         raise UsageError(f"There is no protocol {protocol!r}.{nearest(protocol, EVERY)}")

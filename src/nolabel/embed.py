@@ -11,8 +11,8 @@ from tyro.conf import Positional
 from nolabel.config import find_device
 from nolabel.errors import UsageError
 from nolabel.evals.embedding import check_format, embed_images
-from nolabel.evals.pieces import Layout
 from nolabel.evals.protocol import EvalConfig
+from nolabel.evals.shared.pieces import Layout
 from nolabel.weights import load_weights
 
 

@@ -14,8 +14,8 @@ from nolabel.config import known
 from nolabel.data.decode import BadImage, decode
 from nolabel.data.images import Images, read
 from nolabel.data.loader import order
-from nolabel.evals import knn
-from nolabel.evals.features import Pixels, embed, in_batches
+from nolabel.evals.images import knn
+from nolabel.evals.shared.features import Pixels, embed, in_batches
 from nolabel.health import Diagnosis, Facts, diagnose, feature_signals
 from nolabel.job import Job, method_name, say
 from nolabel.plots.attention import snapshot

@@ -11,8 +11,8 @@ from PIL import Image
 from nolabel.data import demo
 from nolabel.data.images import scan_labelled
 from nolabel.errors import UsageError
-from nolabel.evals.features import FeatureTable, raw_pixels
-from nolabel.evals.neighbours import knn, raw_floor
+from nolabel.evals.images.neighbours import knn, raw_floor
+from nolabel.evals.shared.features import FeatureTable, raw_pixels
 
 
 def test_the_pictures_never_change() -> None:

@@ -10,8 +10,8 @@ from nolabel import cli, recipes
 from nolabel.errors import DataError, UsageError
 from nolabel.evals import all as every
 from nolabel.evals.all import EVERY, AllConfig, evaluate_all, format_all
-from nolabel.evals.labelled import accepts_classes
 from nolabel.evals.protocol import EvalConfig, Protocol, anything
+from nolabel.evals.shared.labelled import accepts_classes
 from nolabel.weights import Loaded, save_weights
 
 KEYS = {"protocol", "version", "metrics", "floor", "settings", "data", "seed", "notes"}

@@ -12,9 +12,9 @@ from nolabel import cli
 from nolabel.data.images import scan, scan_labelled
 from nolabel.errors import UsageError
 from nolabel.evals.embedding import embed_images
-from nolabel.evals.features import extract
-from nolabel.evals.pieces import Layout
 from nolabel.evals.protocol import EvalConfig
+from nolabel.evals.shared.features import extract
+from nolabel.evals.shared.pieces import Layout
 from nolabel.weights import Loaded
 
 CONFIG = EvalConfig()

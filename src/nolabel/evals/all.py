@@ -10,7 +10,7 @@ from typing import Any
 from nolabel.errors import DataError, UsageError, nearest
 from nolabel.evals.protocol import EvalConfig, Protocol, check_common, describe_weights
 from nolabel.evals.protocols import PROTOCOLS
-from nolabel.evals.results import data_name, result_path, write_result
+from nolabel.evals.shared.results import data_name, result_path, write_result
 from nolabel.weights import Loaded, load_weights
 
 VERSION = 1

@@ -9,9 +9,9 @@ import numpy as np
 
 from nolabel.data.images import Images, LabelledImages, printable, scan, scan_labelled
 from nolabel.errors import StorageError, UsageError
-from nolabel.evals.cache import cache_folder, features
-from nolabel.evals.pieces import Layout, pieces_of
 from nolabel.evals.protocol import EvalConfig, check_common, describe_weights
+from nolabel.evals.shared.cache import cache_folder, features
+from nolabel.evals.shared.pieces import Layout, pieces_of
 from nolabel.weights import Loaded
 
 SUFFIXES = (".npz", ".parquet")

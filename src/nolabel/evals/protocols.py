@@ -1,13 +1,16 @@
-"""The protocols. Adding one: its file, a line here, and one in `nolabel/recipes.py` for the list."""
+"""The protocols. Adding one: its file in its family's folder, a line here, and one in `recipes.py` for the list."""
 
-from nolabel.evals import attention, copies, detection, finetune, knn, linear, lowshot, retrieval, segmentation, video
-from nolabel.evals.box_layouts import accepts_boxes
-from nolabel.evals.clips import accepts_clips
-from nolabel.evals.finetune_settings import FinetuneConfig
-from nolabel.evals.labelled import accepts_classes
-from nolabel.evals.layouts import accepts_masks, accepts_train_masks
+from nolabel.evals.dense import attention, segmentation, video
+from nolabel.evals.dense.clips import accepts_clips
+from nolabel.evals.dense.layouts import accepts_masks, accepts_train_masks
+from nolabel.evals.images import finetune, knn, linear, lowshot
+from nolabel.evals.images.finetune_settings import FinetuneConfig
+from nolabel.evals.objects import detection
+from nolabel.evals.objects.box_layouts import accepts_boxes
 from nolabel.evals.protocol import Protocol
-from nolabel.evals.tables import accepts_splits
+from nolabel.evals.retrieval import copies, retrieval
+from nolabel.evals.shared.labelled import accepts_classes
+from nolabel.evals.shared.tables import accepts_splits
 
 PROTOCOLS: dict[str, Protocol] = {
     "knn": Protocol("k-NN accuracy, %", knn.KNNConfig, knn.evaluate_knn, knn.columns, accepts_classes),

@@ -1,0 +1,1 @@
+"""Protocols on masks: attention, segmentation and video."""

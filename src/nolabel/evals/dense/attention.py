@@ -1,0 +1,230 @@
+"""The attention protocol: does a head of the last block cover an object? (Caron et al. 2021, section 4.2.2.)
+
+The class token's attention, cut to the patches that hold 60 % or 80 % of it, against each object's mask by the Jaccard
+index; the best head of each object counts.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as VF
+
+from nolabel.backbones import Backbone, cosine_to_pooled
+from nolabel.errors import DataError, UsageError
+from nolabel.evals.dense.iou import VOID, jaccard
+from nolabel.evals.dense.layouts import Masked, Pairs, read_pair, scan_masked
+from nolabel.evals.dense.patches import fit_size
+from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
+from nolabel.evals.shared.features import PRECISIONS
+from nolabel.evals.shared.results import data_name, write_result
+from nolabel.evals.shared.trees import check_same_size, read_mask, tree_fingerprint
+from nolabel.views import normalize
+from nolabel.weights import Loaded
+
+VERSION = 1
+NOT_OBJECTS = ("background", "0")
+"""Classes that are no object: VOC's first, and id 0 of masks whose classes have no names."""
+
+
+@dataclass(frozen=True)
+class AttentionConfig(EvalConfig):
+    """Settings of the protocol; those of the paper, for weights trained at 224 px."""
+
+    keep: tuple[float, ...] = (0.6, 0.8)
+    """Shares of the attention that the masks hold: the paper's main text says 60 %, its appendix 80 %."""
+    short_side: int | None = None
+    """Shorter side of the images in pixels; by default 480 for weights of 224 px, and in that proportion."""
+    classes: str | None = None
+    """File with `id: name` lines; by default that of the data, or the ids in the masks."""
+    void: int | None = None
+    """One more id that counts for nothing, beside classes named void and 255."""
+    max_images: int | None = None
+    """At most so many images, evenly over the split."""
+
+
+def evaluate_attention(
+    loaded: Loaded, data: str | Path, config: AttentionConfig | None = None, out: Path | None = None
+) -> dict[str, Any]:
+    """Mean Jaccard index of the best head in percent; docs/evals/attention.md explains the keys.
+
+    With `out` the result is written there, durations beside it. Raises UsageError for settings and DataError for data
+    that can't be used.
+    """
+    config = config or AttentionConfig()
+    _check(config)
+    masked, split = _reported(scan_masked(data, config.classes, config.void), config.max_images)
+    times = [time.perf_counter()]
+    networks = {"weights": loaded} | ({"random_weights": untrained(loaded, config.seed)} if config.floor else {})
+    scores = _measure(networks, masked, split, config)
+    times.append(time.perf_counter())
+    rows = {name: _summary(found, config.keep) for name, found in scores.items()}
+    metrics = rows.pop("weights")
+    notes = [*masked.notes]
+    if not loaded.backbone.has_attention:
+        notes.append("no class token: the map is the cosine of each location with the pooled feature")
+    result = {
+        "protocol": "attention",
+        "version": VERSION,
+        "metrics": metrics,
+        "floor": rows if config.floor else {},
+        "settings": _settings(loaded, config),
+        "data": _describe(data, masked, split, metrics["num_objects"]),
+        "seed": config.seed,
+        "notes": notes,
+    }
+    if out is not None:
+        write_result(out, result, {"seconds": {"all": times[1] - times[0]}, "device": config.device})
+    return result
+
+
+def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
+    """The best head by the share of attention that is kept, for the table."""
+    return {f"Jaccard {share} %": value for share, value in metrics["jaccard"].items()}
+
+
+def kept(maps: Tensor, share: float) -> Tensor:
+    """The largest entries of each map (H, rows, columns), not negative, that hold `share` of its sum: bool.
+
+    As the authors: sort ascending, normalise, and keep what has a cumulative sum above 1 - share.
+    """
+    values, order = maps.flatten(1).double().sort(dim=1, stable=True)
+    cumulative = values.cumsum(1) / values.sum(1, keepdim=True).clamp_min(1e-300)
+    return torch.zeros_like(order, dtype=torch.bool).scatter(1, order, cumulative > 1 - share).view(maps.shape)
+
+
+def head_scores(maps: Tensor, truth: Tensor, objects: Sequence[int], keep: Sequence[float]) -> Tensor:
+    """Jaccard index (objects, shares, heads) of masks from maps (H, rows, columns) with classes `truth` (H, W).
+
+    The masks are enlarged to the truth's size by nearest neighbours; VOID pixels count for nothing.
+    """
+    size = (truth.shape[0], truth.shape[1])
+    masks = torch.stack([kept(maps, share) for share in keep]).float()
+    large = F.interpolate(masks, size=size, mode="nearest-exact").bool()  # (shares, heads, H, W)
+    known = truth != VOID
+    return torch.stack([jaccard(large, (truth == i).expand_as(large), known) for i in objects])
+
+
+def attention_of(backbone: Backbone, x: Tensor) -> Tensor:
+    """Maps (heads, rows, columns) of a normalised image (1, 3, h, w): attention, or what stands in for it.
+
+    Without a class token it is the cosine of each location with the pooled feature, its smallest value taken off.
+    """
+    with torch.no_grad():
+        if backbone.has_attention:
+            maps, grid = backbone.attention(x)
+            return maps[0].float().cpu().view(-1, *grid)
+        features = backbone(x)
+        cosine = cosine_to_pooled(features)
+        return (cosine - cosine.min()).float().cpu().view(-1, *features.grid)
+
+
+def _measure(
+    networks: Mapping[str, Loaded], masked: Masked, split: str, config: AttentionConfig
+) -> dict[str, list[Tensor]]:
+    """For each row of the table, for each object, scores (shares, heads); `whole_image` marks every pixel."""
+    scores: dict[str, list[Tensor]] = {name: [] for name in (*networks, "whole_image")}
+    nets = {name: network.backbone.to(config.device).eval() for name, network in networks.items()}
+    loaded, dtype = networks["weights"], PRECISIONS[config.precision]
+    for index in range(len(masked.splits[split].pictures)):
+        picture, truth, objects = _objects(masked, split, index)
+        if not objects:
+            continue
+        size = fit_size(truth.shape[0], truth.shape[1], _short_side(loaded, config), loaded.backbone.patch_size)
+        small = VF.resize(picture, list(size), InterpolationMode(loaded.interpolation), antialias=True)
+        x = normalize(small[None].to(config.device), loaded.mean, loaded.std)
+        for name, net in nets.items():
+            with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
+                maps = attention_of(net, x)
+            scores[name] += head_scores(maps, truth, objects, config.keep).unbind(0)
+        scores["whole_image"] += head_scores(torch.ones(1, 1, 1), truth, objects, config.keep).unbind(0)
+    if not scores["weights"]:
+        raise DataError("No image has an object: every pixel is background or void.")
+    return scores
+
+
+def _objects(masked: Masked, split: str, index: int) -> tuple[Tensor, Tensor, list[int]]:
+    """An image, its objects as ids (H, W) with VOID, and which ids are objects.
+
+    PASCAL VOC marks single objects in SegmentationObject; elsewhere all of a class in an image are one object.
+    """
+    pairs = masked.splits[split]
+    name = pairs.masks[index].replace("SegmentationClass/", "SegmentationObject/")
+    if masked.layout == "PASCAL VOC" and name in masked.tree.names:
+        picture, _ = read_pair(masked, split, index)
+        mask = read_mask(masked.tree, name)
+        check_same_size(picture, mask, pairs.pictures[index], name)
+        truth = torch.where(mask == 255, VOID, mask)
+        return picture, truth, [i for i in torch.unique(truth).tolist() if i > 0]
+    picture, truth = read_pair(masked, split, index)
+    names = masked.classes.names
+    return picture, truth, [i for i in torch.unique(truth).tolist() if i != VOID and names[i] not in NOT_OBJECTS]
+
+
+def _reported(masked: Masked, max_images: int | None) -> tuple[Masked, str]:
+    """The split to report, test before val before all before train, cut to `max_images`."""
+    split = next(s for s in ("test", "val", "all", "train") if s in masked.splits)
+    pairs = masked.splits[split]
+    count = len(pairs.pictures)
+    if max_images is None or max_images >= count:
+        return masked, split
+    chosen = [i * count // max_images for i in range(max_images)]
+    few = Pairs(tuple(pairs.pictures[i] for i in chosen), tuple(pairs.masks[i] for i in chosen))
+    notes = [*masked.notes, f"{max_images} of {count} images"]
+    return masked._replace(splits={**masked.splits, split: few}, notes=notes), split
+
+
+def _summary(scores: Sequence[Tensor], keep: Sequence[float]) -> dict[str, Any]:
+    """Means over the objects in percent: of each object's best head, and of the one head that is best on the whole."""
+    table = torch.stack(list(scores))  # (objects, shares, heads)
+    best, single = table.max(2).values.mean(0), table.mean(0).max(1).values
+    names = [f"{100 * share:g}" for share in keep]
+    return {
+        "jaccard": {name: round(100 * float(value), 4) for name, value in zip(names, best, strict=True)},
+        "one_head": {name: round(100 * float(value), 4) for name, value in zip(names, single, strict=True)},
+        "num_objects": len(table),
+        "num_heads": table.shape[2],
+    }
+
+
+def _check(config: AttentionConfig) -> None:
+    check_common(config)
+    if config.precision not in PRECISIONS:
+        raise UsageError(f"There is no precision {config.precision!r}: use one of {', '.join(PRECISIONS)}.")
+    if not config.keep or not all(0 < share <= 1 for share in config.keep):
+        raise UsageError(f"keep is a share of the attention, above 0 and at most 1, not {config.keep}.")
+    for name in ("short_side", "max_images"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, not {value}.")
+
+
+def _short_side(loaded: Loaded, config: AttentionConfig) -> int:
+    return config.short_side or round((config.image_size or loaded.image_size) * 480 / 224)
+
+
+def _settings(loaded: Loaded, config: AttentionConfig) -> dict[str, Any]:
+    maps = "attention" if loaded.backbone.has_attention else "cosine to pooled"
+    return describe_weights(loaded, config) | {
+        "short_side": _short_side(loaded, config),
+        "keep": config.keep,
+        "maps": maps,
+    }
+
+
+def _describe(data: str | Path, masked: Masked, split: str, num_objects: int) -> dict[str, Any]:
+    pairs = masked.splits[split]
+    return {
+        "name": data_name(data),
+        "layout": masked.layout,
+        "num_images": len(pairs.pictures),
+        "num_objects": num_objects,
+        "reported_on": split,
+        "fingerprint": tree_fingerprint(masked.tree, [*pairs.pictures, *pairs.masks]),
+    }

@@ -1,0 +1,73 @@
+"""Training crops for fine-tuning: RandomResizedCrop, flip and RandAugment, a function of (seed, epoch, image)."""
+
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.auto_augment import RandAugment, rand_augment_transform
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from nolabel.data.decode import BadImage, decode
+from nolabel.data.images import LabelledImages, printable, read
+from nolabel.errors import DataError
+from nolabel.evals.images.augmented import train_view
+from nolabel.views import apply, draw
+from nolabel.views.draw import generator
+
+
+class AugmentedCrops(Dataset[tuple[Tensor, int]]):
+    """Crops (3, size, size) uint8 with their labels, by (epoch, image)."""
+
+    def __init__(self, labelled: LabelledImages, size: int, seed: int, magnitude: float, mean: Sequence[float]) -> None:
+        self.labelled, self.size, self.seed, self.magnitude = labelled, size, seed, magnitude
+        self.fill = tuple(round(255 * m) for m in mean)
+        self.view = train_view(size, "bicubic")
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key
+        images = self.labelled.images
+        try:
+            image = decode(read(images, index))
+        except BadImage as error:  # it could be read a moment ago, when the evaluation began
+            raise DataError(f"{printable(images.names[index])} cannot be read any more: {error}.") from None
+        x = apply(image, self.view, draw(self.view, (self.seed, epoch, index, 0), *image.shape[1:]))
+        if self.magnitude:
+            with seeded(self.seed, epoch, index, 1):
+                x = rand_augment(x, self.magnitude, self.fill)
+        return x, self.labelled.labels[index]
+
+
+def rand_augment(x: Tensor, magnitude: float, fill: tuple[int, ...]) -> Tensor:
+    """timm's RandAugment, two operations of magnitude N(m, 0.5), on (3, H, W) uint8; draws from global generators."""
+    changed = _operations(magnitude, x.shape[-1], fill)(Image.fromarray(x.permute(1, 2, 0).numpy()))
+    return torch.from_numpy(np.array(changed)).permute(2, 0, 1).contiguous()
+
+
+@lru_cache(maxsize=4)
+def _operations(magnitude: float, size: int, fill: tuple[int, ...]) -> RandAugment:
+    """The operations "increasing with magnitude", translations up to 45 % of the side (Touvron et al. 2021)."""
+    settings = {"translate_const": int(0.45 * size), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
+    operations: RandAugment = rand_augment_transform(f"rand-m{magnitude:g}-n2-mstd0.5-inc1", settings)
+    return operations
+
+
+@contextlib.contextmanager
+def seeded(seed: int, *counter: int) -> Iterator[None]:
+    """Within it Python's and numpy's global generators start from (seed, *counter); afterwards they are as before.
+
+    timm's mixup and RandAugment draw from these, and nothing else may notice.
+    """
+    kept = random.getstate(), np.random.get_state()
+    words = generator(seed, *counter).integers(0, 2**32, 2)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    try:
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])

@@ -1,0 +1,160 @@
+"""Linear probes of frozen features, many settings trained side by side in one pass over the data.
+
+All learning rates of one layout are one parameter tensor (S, C, D), so that a batch is read and multiplied once.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nolabel.data.loader import order
+from nolabel.evals.shared.pieces import Layout
+from nolabel.schedules import Clock, cosine, warmup_cosine
+
+Head = Literal["plain", "batchnorm", "layernorm_l2"]
+HEADS: tuple[Head, ...] = get_args(Head)
+
+
+class Plan(NamedTuple):
+    """How probes are trained. SGD has momentum 0.9 and no weight decay."""
+
+    head: Head
+    """plain: Linear, SGD (DINO). batchnorm: BatchNorm without affine, Linear, LARS (MAE). layernorm_l2: LayerNorm,
+    unit length, Linear, Nesterov SGD (MSN)."""
+    steps: int
+    steps_per_epoch: int
+    batch_size: int
+    warmup_steps: int = 0
+    by_epoch: bool = False
+    """The cosine moves once an epoch (DINO), not at every step."""
+    seed: int = 0
+
+
+class Score(NamedTuple):
+    """Accuracies in percent of S heads; NaN where a head's weights are not finite."""
+
+    top1: list[float]
+    top5: list[float]
+
+
+class Heads(nn.Module):
+    """S linear classifiers over the same features; all start from the same weights N(0, 0.01^2), biases 0."""
+
+    def __init__(self, kind: Head, num_settings: int, num_classes: int, dim: int, seed: int = 0) -> None:
+        super().__init__()
+        self.kind = kind
+        weight = 0.01 * torch.randn(num_classes, dim, generator=torch.Generator().manual_seed(seed))
+        self.weight = nn.Parameter(weight.repeat(num_settings, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(num_settings, num_classes))
+        if kind == "batchnorm":  # without affine parameters it is the same for every setting
+            self.norm = nn.BatchNorm1d(dim, eps=1e-6, affine=False)
+        if kind == "layernorm_l2":
+            self.gain = nn.Parameter(torch.ones(num_settings, dim))
+            self.shift = nn.Parameter(torch.zeros(num_settings, dim))
+
+    def only(self, setting: int) -> "Heads":
+        """One of the S heads by itself."""
+        head = copy.deepcopy(self)
+        for p in head.parameters():
+            p.data = p.data[setting : setting + 1].clone()
+        return head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, S, C) of features (B, D)."""
+        if self.kind == "layernorm_l2":
+            return self._on_the_sphere(F.layer_norm(x, x.shape[1:])) + self.bias
+        x = self.norm(x) if self.kind == "batchnorm" else x
+        return F.linear(x, self.weight.flatten(0, 1), self.bias.flatten()).view(-1, *self.bias.shape)
+
+    def _on_the_sphere(self, x: Tensor) -> Tensor:
+        """`weight @ z / |z|` for z = gain * x + shift of every setting, without making the (B, S, D) tensor z."""
+        logits = F.linear(x, (self.gain[:, None] * self.weight).flatten(0, 1)).view(-1, *self.bias.shape)
+        logits = logits + torch.einsum("scd,sd->sc", self.weight, self.shift)
+        squares = F.linear(x.square(), self.gain.square()) + 2 * F.linear(x, self.gain * self.shift)
+        lengths = (squares + self.shift.square().sum(1)).clamp_min(1e-12).sqrt()
+        return logits / lengths[:, :, None]
+
+
+def train_heads(
+    groups: Mapping[Layout, Heads],
+    lrs: Sequence[float],
+    batches: Iterable[tuple[Mapping[Layout, Tensor], Tensor]],
+    plan: Plan,
+) -> None:
+    """Train every head of every group, in place, on `plan.steps` batches of features (B, D) a layout and labels (B,).
+
+    `lrs` are the S learning rates of each group for 256 images a step; they scale with the batch.
+    """
+    parameters = [p for heads in groups.values() for p in heads.parameters()]
+    buffers = [torch.zeros_like(p) for p in parameters]
+    rates = torch.tensor(lrs, device=parameters[0].device) * (plan.batch_size / 256)
+    for heads in groups.values():
+        heads.train()
+    for step, (features, labels) in enumerate(batches):
+        loss = torch.stack([_loss(heads(features[layout]), labels) for layout, heads in groups.items()]).sum()
+        grads = torch.autograd.grad(loss, parameters)
+        factor = _schedule(plan, step)
+        for p, grad, buffer in zip(parameters, grads, buffers, strict=True):
+            _move(p.detach(), grad, buffer, (rates * factor).view(-1, *[1] * (p.dim() - 1)), plan.head)
+    for heads in groups.values():
+        heads.eval()
+
+
+def table_batches(
+    features: Mapping[Layout, Tensor], labels: Tensor, plan: Plan
+) -> Iterator[tuple[dict[Layout, Tensor], Tensor]]:
+    """Batches of tables in memory: a new order every epoch, its incomplete last batch left out."""
+    for step in range(plan.steps):
+        epoch, position = divmod(step, plan.steps_per_epoch)
+        if position == 0:
+            permutation = order(len(labels), plan.seed, epoch).to(labels.device)
+        rows = permutation[position * plan.batch_size : (position + 1) * plan.batch_size]
+        yield {layout: table[rows] for layout, table in features.items()}, labels[rows]
+
+
+@torch.no_grad()
+def score(heads: Heads, features: Tensor, labels: Tensor, chunk_size: int = 4096) -> Score:
+    """Top-1 and top-5 of every head. Of equal logits the class of lower id is first."""
+    num_settings, num_classes = heads.bias.shape
+    hits = torch.zeros(2, num_settings, dtype=torch.int64, device=labels.device)
+    for rows in torch.split(torch.arange(len(labels), device=labels.device), chunk_size):
+        logits = heads(features[rows])
+        truth = labels[rows, None, None].expand(-1, num_settings, 1)
+        own = logits.gather(2, truth)
+        first = torch.arange(num_classes, device=labels.device) < truth
+        better = ((logits > own) | ((logits == own) & first)).sum(2)
+        hits += torch.stack([(better < top).sum(0) for top in (1, 5)])
+    finite = torch.stack([p.isfinite().flatten(1).all(1) for p in heads.parameters()]).all(0)
+    percent = torch.where(finite, 100 * hits.double() / len(labels), torch.nan)
+    return Score(*percent.tolist())
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The sum over settings of each one's mean cross-entropy, so that every setting has its own gradient."""
+    num_settings = logits.shape[1]
+    return F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(num_settings), reduction="sum") / len(labels)
+
+
+def _schedule(plan: Plan, step: int) -> float:
+    """The learning rate as a share of its peak: a cosine to 0, after a linear warm-up where there is one."""
+    if plan.by_epoch:
+        step -= step % plan.steps_per_epoch
+        return cosine(1.0, 0.0, step / plan.steps)
+    return warmup_cosine(1.0, 0.0, plan.warmup_steps, Clock(step, plan.steps, plan.steps_per_epoch))
+
+
+def _move(p: Tensor, grad: Tensor, buffer: Tensor, lr: Tensor, head: Head, momentum: float = 0.9) -> None:
+    """One step, in place; `lr` has the shape (S, 1, ...)."""
+    if head == "plain":
+        buffer.mul_(momentum).add_(grad)
+        p.sub_(lr * buffer)
+        return
+    if head == "batchnorm" and p.dim() == 3:  # LARS: each weight matrix moves by 0.001 of its length (You et al. 2017)
+        size, push = (x.flatten(1).norm(dim=1)[:, None, None] for x in (p, grad))
+        grad = grad * torch.where((size > 0) & (push > 0), 0.001 * size / push, 1.0)
+    buffer.mul_(momentum).add_(lr * grad)  # the learning rate goes into the buffer
+    p.sub_(buffer if head == "batchnorm" else lr * grad + momentum * buffer)

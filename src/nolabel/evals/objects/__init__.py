@@ -1,0 +1,1 @@
+"""The detection protocol: boxes and outlines of objects."""

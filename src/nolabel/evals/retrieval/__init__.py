@@ -1,0 +1,1 @@
+"""Protocols that rank images: retrieval of landmarks and copy detection."""

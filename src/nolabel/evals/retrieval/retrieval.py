@@ -1,0 +1,192 @@
+"""The retrieval protocol: find other pictures of the same place or thing (revisited Oxford and Paris)."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nolabel.data.images import Images, fingerprint, printable, scan
+from nolabel.errors import DataError, UsageError
+from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
+from nolabel.evals.retrieval.descriptors import RAW_FLOORS, SCALES, Descriptor, MultiScale, network, prepared
+from nolabel.evals.retrieval.groundtruth import Box, GroundTruth, ground_truth, ground_truth_file
+from nolabel.evals.retrieval.ranking import Score, score
+from nolabel.evals.retrieval.whitening import learn_whitening, whiten
+from nolabel.evals.shared.results import data_name, write_result
+from nolabel.weights import Loaded
+
+VERSION = 1
+KS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class RetrievalConfig(EvalConfig):
+    """Settings of the protocol; DINO's for Oxford, for weights trained at 224 px."""
+
+    image_size: int | None = None
+    """Longest side of an image, which keeps its shape and is never enlarged; by default that of the weights."""
+    multi_scale: bool = False
+    """Average the features at 1, 0.71 and 0.5 of the size (DINO's for Paris, with an image size of 512)."""
+    crop_queries: bool = False
+    """Cut queries to their box, as the revisited protocol asks; DINO's numbers use whole queries."""
+    whiten: str | None = None
+    """A folder, zip or list of other images to learn a whitening on (centred)."""
+
+
+def evaluate_retrieval(
+    loaded: Loaded, data: str | Path, config: RetrievalConfig | None = None, out: Path | None = None
+) -> dict[str, Any]:
+    """mAP and mP@k in percent at the levels easy, medium and hard; docs/evals/retrieval.md explains the keys.
+
+    With `out` the result is written there, and the durations beside it. Raises UsageError for settings and
+    DataError for data that can't be used.
+    """
+    config = config or RetrievalConfig()
+    check_common(config)
+    truth = ground_truth(data)
+    if config.crop_queries and None in truth.boxes:
+        raise UsageError("--crop-queries needs a bbx for every query, and the ground truth lacks some.")
+    other = scan(config.whiten) if config.whiten else None
+    times = [time.perf_counter()]
+    scores = _measure(truth, _network(loaded, config), config, other)
+    times.append(time.perf_counter())
+    floor = {}
+    if config.floor:
+        floor = {name: _measure(truth, descriptor, config, None) for name, descriptor in RAW_FLOORS.items()}
+        floor["random_weights"] = _measure(truth, _network(untrained(loaded, config.seed), config), config, other)
+    times.append(time.perf_counter())
+    result = {
+        "protocol": "retrieval",
+        "version": VERSION,
+        "metrics": _percent(scores),
+        "floor": {name: _percent(values) for name, values in floor.items()},
+        "settings": _settings(loaded, config, other),
+        "data": {
+            "name": data_name(data),
+            "num_queries": len(truth.queries.names),
+            "num_database": len(truth.database.names),
+            "fingerprint": fingerprint(truth.database),
+            "ground_truth": truth.fingerprint,
+        },
+        "seed": config.seed,
+        "notes": _notes(scores, len(truth.queries.names)),
+    }
+    if out is not None:
+        seconds = {"weights": times[1] - times[0], "floor": times[2] - times[1]}
+        write_result(out, result, {"seconds": seconds, "device": config.device, "workers": config.workers})
+    return result
+
+
+def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
+    """mAP by level, and mP@10 at medium, for the table."""
+    values = {f"mAP {level}": metrics[level]["map"] for level in metrics}
+    values["mP@10 medium"] = metrics["medium"]["mp"]["10"]
+    return {name: "none" if value is None else value for name, value in values.items()}
+
+
+def accepts(data: str | Path) -> str | None:
+    """None where DATA holds a ground truth, else why it can't be used."""
+    try:
+        return None if ground_truth_file(data) else "no gnd.json with queries and their answers"
+    except DataError as error:
+        return str(error).splitlines()[0]
+
+
+def thumbnail(image: Tensor, size: int) -> Tensor:
+    """`image` (3, H, W) uint8 shrunk by Lanczos until no side is above `size`; its shape is kept."""
+    picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+    picture.thumbnail((size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def cut(image: Tensor, box: Box) -> Tensor:
+    """The part of `image` (3, H, W) in `box`, rounded to pixels. Raises DataError where there is none."""
+    left, top, right, bottom = (max(0, round(side)) for side in box)
+    part = image[:, top:bottom, left:right]
+    if 0 in part.shape:
+        raise DataError(f"The box {box} of a query lies outside its image of {image.shape[2]}x{image.shape[1]} px.")
+    return part
+
+
+def _network(loaded: Loaded, config: RetrievalConfig) -> Descriptor:
+    net = MultiScale(loaded.backbone, SCALES if config.multi_scale else (1.0,))
+    return network(net, partial(thumbnail, size=config.image_size or loaded.image_size), loaded, config)
+
+
+def _measure(
+    truth: GroundTruth, descriptor: Descriptor, config: RetrievalConfig, other: Images | None
+) -> dict[str, Score]:
+    """The scores by level; features are whitened where there are `other` images to learn that on."""
+    boxes = truth.boxes if config.crop_queries else []
+    database = _features(truth.database, descriptor, config)
+    queries = _features(truth.queries, descriptor, config, boxes)
+    if descriptor.center:
+        mean = database.mean(0, dtype=torch.float64).float()
+        database, queries = database - mean, queries - mean
+    if other is not None:
+        learned = learn_whitening(_features(other, descriptor, config, whole=False), centered=True)
+        database, queries = whiten(database, learned), whiten(queries, learned)
+    return score(queries, database, truth.truths, KS, config.device)
+
+
+def _features(
+    images: Images,
+    descriptor: Descriptor,
+    config: RetrievalConfig,
+    boxes: Sequence[Box | None] = (),
+    whole: bool = True,
+) -> Tensor:
+    """(N, D). Raises DataError for an image that cannot be read, where the `whole` of them is needed."""
+    transform = partial(_prepare, prepare=descriptor.prepare, boxes=boxes)
+    table = descriptor.describe(prepared(images, transform, config.batch_size, config.workers))
+    lost = sorted(set(images.names) - set(table.ids)) if whole else []
+    if lost:
+        raise DataError(
+            f"{len(lost)} images of the ground truth cannot be read, such as {printable(lost[0])}.\n"
+            "`nolabel check DATA` says why."
+        )
+    return table.features
+
+
+def _prepare(image: Tensor, index: int, prepare: Callable[[Tensor], Tensor], boxes: Sequence[Box | None]) -> Tensor:
+    box = boxes[index] if boxes else None
+    return prepare(image if box is None else cut(image, box))
+
+
+def _percent(scores: Mapping[str, Score]) -> dict[str, Any]:
+    return {
+        level: {"map": _rounded(s.mean_ap), "mp": {str(k): _rounded(p) for k, p in s.precision.items()}}
+        for level, s in scores.items()
+    }
+
+
+def _rounded(share: float) -> float | None:
+    return None if math.isnan(share) else round(100 * share, 4)
+
+
+def _settings(loaded: Loaded, config: RetrievalConfig, other: Images | None) -> dict[str, Any]:
+    return describe_weights(loaded, config) | {
+        "interpolation": "lanczos",
+        "scales": SCALES if config.multi_scale else (1.0,),
+        "crop_queries": config.crop_queries,
+        "whiten": None
+        if other is None
+        else {"name": data_name(config.whiten or ""), "fingerprint": fingerprint(other)},
+    }
+
+
+def _notes(scores: Mapping[str, Score], num_queries: int) -> list[str]:
+    """The queries that a level leaves out."""
+    return [
+        f"{level}: {num_queries - s.num_queries} of {num_queries} queries have no answer at this level and are left out"
+        for level, s in scores.items()
+        if s.num_queries < num_queries
+    ]

@@ -1,0 +1,180 @@
+"""Features on disk, so that one extraction serves every protocol. Removing the folder costs nothing but time.
+
+A file holds one piece of one set of images. Its name is a hash of all that decides the numbers: the weights, the images
+with their times of change, the preprocessing, precision, device, batch size and threads, the versions of libraries.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Collection, Iterable, Iterator
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from nolabel import __version__
+from nolabel.data import sources
+from nolabel.data.images import Images, LabelledImages
+from nolabel.data.sources import name_bytes
+from nolabel.evals.protocol import EvalConfig
+from nolabel.evals.shared.features import FeatureTable, PieceTable, Pixels, decoded, embed_pieces, evaluation_crop
+from nolabel.evals.shared.pieces import POOLED, Piece
+from nolabel.evals.shared.results import write_tensors
+from nolabel.progress import duration
+from nolabel.weights import Loaded
+
+VERSION = 1  # of what the numbers in a file mean
+LIBRARIES = ("torch", "torchvision", "timm", "Pillow", "simplejpeg")  # that decode, resize and compute
+MAX_BYTES = 10 * 2**30
+
+
+def cache_folder(loaded: Loaded, config: EvalConfig) -> Path | None:
+    """Where features are kept; None without `config.cache`.
+
+    $NOLABEL_CACHE where it is set; RUN/eval/cache for the weights of a run; else the user's cache folder.
+    """
+    if not config.cache:
+        return None
+    if os.environ.get("NOLABEL_CACHE"):
+        return Path(os.environ["NOLABEL_CACHE"])
+    run = Path(loaded.name)
+    if (run / "config.yaml").is_file():
+        return run / "eval" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nolabel"
+
+
+def pooled(loaded: Loaded, labelled: LabelledImages, config: EvalConfig, folder: Path | None) -> FeatureTable:
+    """The pooled features of every image that can be read, from the cache where they are there."""
+    return features(loaded, labelled, (POOLED,), config, folder).table((POOLED,))
+
+
+def features(
+    loaded: Loaded, labelled: LabelledImages, pieces: Collection[Piece], config: EvalConfig, folder: Path | None
+) -> PieceTable:
+    """The pieces of every image that can be read, in the order of `labelled`; what is not in `folder` is added to it.
+
+    Raises DataError where no image can be read, NumericError where a feature is not finite.
+    """
+    paths = {} if folder is None else _paths(folder, loaded, labelled.images, pieces, config)
+    found = {piece: tensors for piece, path in paths.items() if (tensors := _load(path))}
+    if len({tuple(tensors["rows"].tolist()) for tensors in found.values()}) > 1:
+        found = {}  # some file could be read one time and not the other
+    missing = [piece for piece in pieces if piece not in found]
+    if not missing:
+        rows = next(iter(found.values()))["rows"]
+        ids = tuple(labelled.images.names[i] for i in rows.tolist())
+        labels = torch.tensor(labelled.labels)[rows]
+        return PieceTable({piece: found[piece]["features"] for piece in pieces}, labels, ids)
+    table = _extract(loaded, labelled, pieces, config)
+    position = {name: i for i, name in enumerate(labelled.images.names)}
+    rows = torch.tensor([position[name] for name in table.ids])
+    _save({paths[piece]: {"features": table.pieces[piece], "rows": rows} for piece in missing if piece in paths})
+    return table
+
+
+def _extract(loaded: Loaded, labelled: LabelledImages, pieces: Collection[Piece], config: EvalConfig) -> PieceTable:
+    size = config.image_size or loaded.image_size
+    crop = partial(evaluation_crop, size=size, interpolation=loaded.interpolation)
+    batches = _progress(decoded(labelled, crop, config.batch_size, config.workers), len(labelled.labels))
+    return embed_pieces(loaded.backbone, batches, pieces, loaded.mean, loaded.std, config.device, config.precision)
+
+
+def _progress(batches: Iterable[Pixels], total: int, interval: float = 10.0) -> Iterator[Pixels]:
+    """The same batches, with a line on stderr now and then."""
+    start = last = time.monotonic()
+    num_seen = 0
+    for batch in batches:
+        yield batch
+        num_seen += len(batch.ids)
+        now = time.monotonic()
+        if now - last > interval:
+            last = now
+            left = duration((now - start) / num_seen * (total - num_seen))
+            print(f"features of {num_seen}/{total} images | {left} left", file=sys.stderr, flush=True)
+
+
+def _paths(
+    folder: Path, loaded: Loaded, images: Images, pieces: Collection[Piece], config: EvalConfig
+) -> dict[Piece, Path]:
+    facts: dict[str, Any] = {
+        "version": VERSION,
+        "libraries": [__version__, *(version(name) for name in LIBRARIES)],
+        "weights": [_digest(loaded.backbone), loaded.backbone.name, loaded.backbone.args],
+        "preprocessing": [config.image_size or loaded.image_size, loaded.interpolation, loaded.mean, loaded.std],
+        # the last bits depend on how the work is split, too
+        "numbers": [config.precision, torch.device(config.device).type, config.batch_size, torch.get_num_threads()],
+        "images": stamp(images),
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+    return {piece: folder / f"{key}-{piece.kind}{piece.back}.safetensors" for piece in pieces}
+
+
+def _digest(net: nn.Module) -> str:
+    """Of the tensors as they are now: `Loaded.fingerprint` is that of a file, and a network in memory may differ."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def stamp(images: Images) -> str:
+    """SHA-256 over names and what changes with the content: a zip's checksums; of files, sizes and times of change."""
+    digest = hashlib.sha256()
+    if images.kind == "zip":
+        members = {info.filename: (info.file_size, info.CRC) for info in sources.archive(images.root)[0].infolist()}
+    for name in images.names:
+        facts = members.get(name) if images.kind == "zip" else _file_facts(os.path.join(images.root, name))
+        digest.update(name_bytes(name) + b"\0%a\0" % (facts,))
+    return digest.hexdigest()
+
+
+def _file_facts(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def _load(path: Path) -> dict[str, torch.Tensor] | None:
+    try:
+        tensors = load_file(path)
+        os.utime(path)  # read last: removed last
+    except (OSError, SafetensorError):
+        return None
+    return tensors
+
+
+def _save(entries: dict[Path, dict[str, torch.Tensor]]) -> None:
+    """Write what fits; a full disk or a folder that can't be written only costs the next run its time."""
+    for path, tensors in entries.items():
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if size > MAX_BYTES:
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_room(path.parent, size)
+            write_tensors(path, tensors)
+        except OSError as error:
+            print(f"features are not kept in {path.parent}: {error.strerror}", file=sys.stderr)
+            return
+
+
+def _make_room(folder: Path, size: int) -> None:
+    """Remove what was used longest ago until `size` more bytes stay within MAX_BYTES."""
+    files = sorted(((f.stat(), f) for f in folder.glob("*.safetensors")), key=lambda pair: pair[0].st_mtime_ns)
+    total = size + sum(facts.st_size for facts, _ in files)
+    for facts, file in files:
+        if total <= MAX_BYTES:
+            return
+        file.unlink(missing_ok=True)
+        total -= facts.st_size

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import nolabel
 from nolabel.data import demo
-from nolabel.errors import NolabelError
+from nolabel.errors import NumericError
 from nolabel.health import Diagnosis, Facts, diagnose
 
 GAIN = 5.0
@@ -120,7 +120,7 @@ def train(folder: Path, name: str, plan: Planned, cifar10: Path | None) -> None:
         batch_size=plan.batch_size,
         seed=plan.seed,
         method=plan.method,
-        optim={"lr": plan.lr, "warmup_epochs": 30 / per_epoch},
+        optim={"lr": plan.lr, "warmup_epochs": 30 / per_epoch, "lr_by_epoch": False},
         **(NARROW | special),
     )
 
@@ -200,7 +200,7 @@ def main() -> None:
             continue
         try:
             train(folder, name, plan, options.cifar10)
-        except NolabelError as error:  # a run that ends as a numeric failure is an outcome, too
+        except NumericError as error:  # a run that ends as a numeric failure is an outcome, too
             print(f"{name}: {error}", flush=True)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torchvision.transforms import functional as pil
 
 from nolabel.data.decode import decode, load, open_image
-from nolabel.data.loader import cut
+from nolabel.data.loader import cut, whole
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, Drawn, View, draw, normalize
 
 try:
@@ -57,6 +57,11 @@ def ours(views: tuple[View, ...], full_decode: bool = False) -> Contender:
         return [normalize(crop, IMAGENET_MEAN, IMAGENET_STD) for crop in crops]
 
     return run
+
+
+def decode_only(views: tuple[View, ...]) -> Contender:
+    """What a worker does for an image with `--augment device`."""
+    return lambda data, number: whole(data, views, [(0, 0, number, v) for v in range(len(views))])
 
 
 def reference(views: tuple[View, ...]) -> Contender:
@@ -118,7 +123,7 @@ def rows(seed: int) -> list[Row]:
         size, local_size, num_local = sizes
         title = f"2 x {size}" + (f" + {num_local} x {local_size}" if num_local else "") + f", {name}"
         views = dino(*sizes)
-        mine = {"nolabel": ours(views)}
+        mine = {"nolabel": ours(views), "nolabel, worker of --augment device": decode_only(views)}
         if name.startswith("4000"):
             mine["nolabel, full decode"] = ours(views, full_decode=True)
         found.append(Row(title, sources[name], {**mine, **lightly(*sizes), "PIL": reference(views)}))

@@ -53,7 +53,7 @@ def ours(views: tuple[View, ...], full_decode: bool = False) -> Contender:
     """What the loader does for an image, and the normalisation of the training step."""
 
     def run(data: bytes, number: int) -> list[Tensor]:
-        crops = cut(data, views, [(0, 0, number, v) for v in range(len(views))], full_decode)
+        crops = cut(data, views, [(0, 0, number, v) for v in range(len(views))], full_decode).views
         return [normalize(crop, IMAGENET_MEAN, IMAGENET_STD) for crop in crops]
 
     return run
@@ -61,7 +61,7 @@ def ours(views: tuple[View, ...], full_decode: bool = False) -> Contender:
 
 def decode_only(views: tuple[View, ...]) -> Contender:
     """What a worker does for an image with `--augment device`."""
-    return lambda data, number: whole(data, views, [(0, 0, number, v) for v in range(len(views))])
+    return lambda data, number: whole(data, views, [(0, 0, number, v) for v in range(len(views))]).views
 
 
 def reference(views: tuple[View, ...]) -> Contender:

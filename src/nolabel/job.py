@@ -46,6 +46,8 @@ class Job(NamedTuple):
     rollbacks: int
     failed_saves: list[str]
     """Why checkpoints could not be written, since the last that could."""
+    slow_lines: list[int]
+    """Log lines in a row at which the loader was the limit, by step, until that was said."""
     out: Path
 
     def clock(self, step: int) -> Clock:
@@ -104,6 +106,7 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
         bad_steps=[],
         rollbacks=0,
         failed_saves=[],
+        slow_lines=[],
         out=Path(config.out),
     )
 

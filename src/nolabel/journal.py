@@ -1,18 +1,25 @@
 """What the loop writes down between steps: metrics, steps that were skipped, files that cannot be read."""
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from nolabel import distributed, run, saving
+from nolabel.config import TrainConfig, known, processors
 from nolabel.data.images import BadFile, too_many_bad
 from nolabel.errors import DataError, NumericError
-from nolabel.job import Job, Record
+from nolabel.job import Job, Record, say
 from nolabel.monitor import Monitor
 from nolabel.monitor import judge as judge_health
 from nolabel.stability import SMALLEST_SCALE, Unstable, facts, verdict
+
+SLOW_SHARE = 0.3
+"""The loader is the limit where more of the time than this goes by waiting for images."""
+SLOW_LINES = 3
+"""So many log lines in a row: the first one has the start of the workers in it."""
 
 
 class Collapsed(NumericError):
@@ -59,6 +66,8 @@ def log(job: Job, images: Monitor | None, window: Sequence[Record], done: int) -
     del record["ok"]
     record |= {"skipped": len(window) - int(ok.sum())} if not ok.all() else {}
     record |= {"img_per_s": job.config.batch_size / seconds, "data_wait": waited / seconds}
+    record |= {"step_ms": 1000 * (seconds - waited)}
+    note_loader(job, record, done)
     record |= {"weight_norm": _weight_norm(job)}
     words = ""
     if images is not None:
@@ -80,6 +89,37 @@ def log(job: Job, images: Monitor | None, window: Sequence[Record], done: int) -
 def _weight_norm(job: Job) -> float:
     norms = torch._foreach_norm([p for p in job.method.parameters() if p.requires_grad])
     return float(torch.stack([n.float() for n in norms]).norm())
+
+
+def note_loader(job: Job, record: Mapping[str, Any], done: int) -> None:
+    """Say once, and write down, that the loader is the limit and what to change."""
+    if len(job.slow_lines) == SLOW_LINES or "decode_ms" not in record:  # said; a window of an older version
+        return
+    if record["data_wait"] <= SLOW_SHARE:
+        job.slow_lines.clear()
+        return
+    job.slow_lines.append(done)
+    if len(job.slow_lines) == SLOW_LINES and distributed.is_main():
+        line = advice(job.config, record, distributed.world_size(), processors(distributed.world_size(), job.device))
+        say(f"warning: {line}")
+        saving.event(job, "slow loader", step=done, reason=line)
+
+
+def advice(config: TrainConfig[Any], record: Mapping[str, Any], world_size: int, cpus: int) -> str:
+    """What to change where the loader is the limit; `cpus` are those of one process."""
+    workers, decode, crop = known(config.workers), record["decode_ms"], record["crop_ms"]
+    # So many prepare a batch while a step runs.
+    enough = math.ceil(config.batch_size / world_size * (decode + crop) / max(record["step_ms"], 1e-3))
+    if workers < cpus:
+        change = f"use --workers {min(max(enough, workers + 1), cpus)} instead of {workers}"
+    elif decode > crop:
+        change = f"{workers} workers fill the processors, so store smaller photos"
+    else:
+        change = f"{workers} workers fill the processors, so cut fewer or smaller views"
+    return (
+        f"The loader is the limit, {record['data_wait']:.0%} of the time goes by waiting for images "
+        f"({decode:.1f} ms to read and decode one, {crop:.1f} ms for its views): {change}"
+    )
 
 
 def note_restarts(job: Job, notes: Sequence[str], done: int) -> None:

@@ -143,7 +143,8 @@ def loop(job: Job, first_step: int, window: list[Record]) -> None:
             batch = next(stream)
             waited = time.monotonic() - started
             values = training_step(job, on_device(job, batch), job.clock(step))
-            window.append({**values, "seconds": time.monotonic() - started, "waited": waited})
+            loading = {"waited": waited, "decode_ms": batch.decode_ms, "crop_ms": batch.crop_ms}
+            window.append({**values, "seconds": time.monotonic() - started, **loading})
             unread.append((step, values))
 
             done = step + 1
@@ -155,6 +156,7 @@ def loop(job: Job, first_step: int, window: list[Record]) -> None:
             if job.device.type == "cpu" or log or due:
                 journal.judge(job, unread)
                 unread = []
+                window[-1]["seconds"] = time.monotonic() - started  # with what the device took
             if log or last:
                 show(done, journal.log(job, images, window, done))
                 window = []

@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
 INTERVAL = 4  # steps between checkpoints
 COMMON = {"batch_size": 8, "workers": 0, "threads": 1, "precision": "fp32", "device": "cpu", "log_every": 1}
 COMMON |= {"steps": 42, "checkpoint_every": INTERVAL, "eval_every": 20}  # of 3 an epoch
-CLOCK = ("img_per_s", "data_wait")  # what metrics.jsonl says of time
+CLOCK = ("img_per_s", "data_wait", "step_ms", "decode_ms", "crop_ms")  # what metrics.jsonl says of time
 
 
 class Tally(NamedTuple):

@@ -2,7 +2,7 @@
 
 from nolabel.config.changes import check_changes
 from nolabel.config.files import differences, read_yaml, shrunk, to_yaml, update
-from nolabel.config.resolve import check, find_device, fit_processes, known, resolve
+from nolabel.config.resolve import check, find_device, fit_processes, known, processors, resolve
 from nolabel.config.schema import TrainConfig
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "find_device",
     "fit_processes",
     "known",
+    "processors",
     "read_yaml",
     "resolve",
     "shrunk",

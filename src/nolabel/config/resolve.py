@@ -40,9 +40,7 @@ def resolve(config: TrainConfig[Any], num_images: int, world_size: int, device: 
     _check_batch(config, num_images, world_size)
     per_epoch = num_images // config.batch_size
     total = config.steps or config.epochs * per_epoch
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    on_cpu = device.type == "cpu"
-    local = max(1, cpus // (world_size if on_cpu else _local_world()))  # processors of one process
+    on_cpu, local = device.type == "cpu", processors(world_size, device)
     workers = max(1, local // 2) if on_cpu else max(1, local - 1)
     share = config.batch_size // world_size
     auto: dict[str, Any] = {
@@ -61,6 +59,12 @@ def resolve(config: TrainConfig[Any], num_images: int, world_size: int, device: 
     method = config.method.resolve(num_images, config.batch_size, total)
     warmup = fit_warmup(config.optim.warmup_epochs, total / per_epoch)
     return replace(config, method=method, optim=replace(config.optim, warmup_epochs=warmup), **chosen)
+
+
+def processors(world_size: int, device: torch.device) -> int:
+    """How many of the processors are there for one process of the run."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cpus // (world_size if device.type == "cpu" else _local_world()))
 
 
 def fit_processes(config: TrainConfig[Any]) -> TrainConfig[Any]:

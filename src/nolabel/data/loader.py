@@ -5,6 +5,8 @@ So resuming is starting at a step, and the number of workers or of processes cha
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import pairwise
+from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -47,6 +49,10 @@ class Batch(NamedTuple):
     """What happened to the processes that prepare batches since the last one."""
     sources: Sources | None = None
     """With `Stream.whole`, instead of `views`."""
+    decode_ms: float = 0.0
+    """Milliseconds that reading and decoding an image took, mean of the batch."""
+    crop_ms: float = 0.0
+    """Milliseconds that drawing and cutting its views took; with `Stream.whole`, drawing alone."""
 
 
 def steps_per_epoch(stream: Stream) -> int:
@@ -140,8 +146,17 @@ class _Sampler:
 Key = tuple[int, int, int, int]
 """(seed, epoch, sample, view): what the randomness of a view is a function of."""
 
-Item = tuple[list[Tensor], list[BadFile]]
-"""The views of a slot (or its pixels and table), and the files that could not be read on the way, its own first."""
+
+class Crops(NamedTuple):
+    """One image's views (or its pixels and table), and the time they took."""
+
+    views: list[Tensor]
+    decode_ms: float
+    crop_ms: float
+
+
+Item = tuple[Crops, list[BadFile]]
+"""What a slot holds, and the files that could not be read on the way to it, its own first."""
 
 
 class _Views(Dataset[Item | DataError]):
@@ -156,26 +171,37 @@ class _Views(Dataset[Item | DataError]):
             return error
 
 
-def cut(data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool = False) -> list[Tensor]:
+def cut(data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool = False) -> Crops:
     """The views (3, size, size) uint8 of the image in `data`; BadImage where it cannot be decoded.
 
     The parameters are drawn first, from the size in the header, so they do not depend on the size it is decoded at.
     """
-    image, drawn = _decoded(data, views, keys, full_decode)
-    return [apply(image, view, one) for view, one in zip(views, drawn, strict=True)]
+    image, drawn, decode_ms, draw_ms = _decoded(data, views, keys, full_decode)
+    started = perf_counter()
+    crops = [apply(image, view, one) for view, one in zip(views, drawn, strict=True)]
+    return Crops(crops, decode_ms, draw_ms + 1000 * (perf_counter() - started))
 
 
-def whole(data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool = False) -> list[Tensor]:
+def whole(data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool = False) -> Crops:
     """The image in `data` (H, W, 3) uint8 uncut, and the `table` of its views; BadImage as in `cut`."""
-    image, drawn = _decoded(data, views, keys, full_decode)
-    return [image.permute(1, 2, 0).contiguous(), table(drawn)]
+    image, drawn, decode_ms, draw_ms = _decoded(data, views, keys, full_decode)
+    return Crops([image.permute(1, 2, 0).contiguous(), table(drawn)], decode_ms, draw_ms)
 
 
-def _decoded(data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool) -> tuple[Tensor, list[Drawn]]:
+def _decoded(
+    data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool
+) -> tuple[Tensor, list[Drawn], float, float]:
+    """The image, what is drawn for its views, and the milliseconds of decoding and of drawing."""
+    times = [perf_counter()]
     opened = open_image(data)
+    times.append(perf_counter())
     drawn = [draw(v, key, opened.facts.height, opened.facts.width) for v, key in zip(views, keys, strict=True)]
     factor = 1 if full_decode or opened.pixels is not None else reduction(views, drawn)
-    return load(opened, factor), [reduced(one, factor) for one in drawn]
+    times.append(perf_counter())
+    image = load(opened, factor)
+    times.append(perf_counter())
+    opening, drawing, loading = (1000 * (b - a) for a, b in pairwise(times))
+    return image, [reduced(one, factor) for one in drawn], opening + loading, drawing
 
 
 def _first_good(stream: Stream, epoch: int, sample: int, known: dict[int, BadFile]) -> Item:
@@ -192,8 +218,11 @@ def _first_good(stream: Stream, epoch: int, sample: int, known: dict[int, BadFil
         data = b""
         try:
             if index not in known:
+                started = perf_counter()
                 data = read(images, index)
-                return (whole if stream.whole else cut)(data, stream.views, keys, stream.full_decode), bad
+                reading = 1000 * (perf_counter() - started)
+                crops = (whole if stream.whole else cut)(data, stream.views, keys, stream.full_decode)
+                return crops._replace(decode_ms=crops.decode_ms + reading), bad
         except BadImage as error:
             known[index] = BadFile(images.names[index], error.reason, error.detail, len(data))
         bad.append(known[index])
@@ -207,7 +236,7 @@ def _keys(stream: Stream, epoch: int, sample: int) -> list[Key]:
     return [(stream.seed, epoch, sample, v) for v in range(len(stream.views))]
 
 
-def _one(stream: Stream, epoch: int, sample: int) -> list[Tensor]:
+def _one(stream: Stream, epoch: int, sample: int) -> Crops:
     return cut(read(stream.images, sample), stream.views, _keys(stream, epoch, sample), stream.full_decode)
 
 
@@ -218,10 +247,11 @@ def _collate(whole: bool, items: Sequence[Item | DataError]) -> Batch | DataErro
             return item
         good.append(item)
     bad = [bad for _, bad in good if bad]
+    decode_ms, crop_ms = (sum(times) / len(good) for times in zip(*(crops[1:] for crops, _ in good), strict=True))
+    slots = [crops.views for crops, _ in good]
     if whole:
-        pixels = [item[0] for item, _ in good]
-        shapes = torch.tensor([p.shape[:2] for p in pixels])
-        joined = torch.cat([p.flatten() for p in pixels])
-        return Batch([], bad, sources=Sources(joined, shapes, torch.stack([item[1] for item, _ in good])))
-    views = [torch.stack(crops) for crops in zip(*(crops for crops, _ in good), strict=True)]
-    return Batch(views, bad)
+        shapes = torch.tensor([pixels.shape[:2] for pixels, _ in slots])
+        joined = torch.cat([pixels.flatten() for pixels, _ in slots])
+        sources = Sources(joined, shapes, torch.stack([drawn for _, drawn in slots]))
+        return Batch([], bad, (), sources, decode_ms, crop_ms)
+    return Batch([torch.stack(crops) for crops in zip(*slots, strict=True)], bad, (), None, decode_ms, crop_ms)

@@ -110,8 +110,9 @@ _KINDS = (
     Kind("Teacher temperature", {"teacher_temp": "temperature"}),
     Kind("Images a second", {"img_per_s": "images a second"}),
     Kind("Waiting for data", {"data_wait": "share of the time"}, unit="%", scale=100.0),
+    Kind("Time of an image", {"decode_ms": "reading and decoding", "crop_ms": "its views"}, unit="ms"),
 )
-_NOT_DRAWN = {"step", "epoch", "knn_raw", "knn_untrained", "time", "distinct_images"}
+_NOT_DRAWN = {"step", "epoch", "knn_raw", "knn_untrained", "time", "distinct_images", "step_ms"}
 
 
 def charts(metrics: Sequence[Mapping[str, Any]], num_prototypes: Any) -> list[Chart]:

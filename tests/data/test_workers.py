@@ -140,6 +140,21 @@ def test_a_file_that_kills_is_found_and_left_out(stream: Stream, killer: Callabl
     ]
 
 
+def work_in_parallel() -> None:
+    torch.ones(2**20).add(1)
+
+
+def test_a_harmless_file_is_not_blamed_after_the_parent_used_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "PROBE", 10.0)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        work_in_parallel()
+        assert workers.survives(work_in_parallel) == ""
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_what_dies_without_end_is_an_error_that_names_the_images(
     stream: Stream, killer: Callable[[Callable[[], None]], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

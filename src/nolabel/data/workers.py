@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
+import torch
+
 from nolabel.errors import DEAD_PROCESS, NolabelError
 
 T = TypeVar("T")
@@ -105,6 +107,7 @@ def _wait_for_the_dead(workers: Sequence[BaseProcess]) -> None:
 
 
 def _quietly(call: Callable[..., object], *arguments: object) -> None:
+    torch.set_num_threads(1)  # a forked process has none of its parent's threads and would wait for them without end
     with contextlib.suppress(Exception):  # only death counts here
         call(*arguments)
 

@@ -44,3 +44,6 @@ def test_a_run_on_the_device_is_the_run_on_the_cpu_and_resumes_exactly(
     monkeypatch.setattr(loop, "training_step", step)
     nolabel.resume(tmp_path / "again")
     assert losses(tmp_path / "again") == device
+    weights = [tmp_path / name / "weights" / "model.safetensors" for name in ("again", "device", "cpu")]
+    again, straight, other = (path.read_bytes() for path in weights)
+    assert again == straight != other

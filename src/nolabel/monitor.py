@@ -13,7 +13,7 @@ from nolabel.backbones import Backbone
 from nolabel.config import known
 from nolabel.data.decode import BadImage, decode
 from nolabel.data.images import Images, read
-from nolabel.data.loader import order
+from nolabel.data.order import images_at
 from nolabel.evals.images import knn
 from nolabel.evals.shared.features import Pixels, embed, in_batches
 from nolabel.health import Diagnosis, Facts, diagnose, feature_signals
@@ -143,7 +143,8 @@ def _picture(m: Monitor, backbone: Backbone, path: Path) -> None:
 
 def _sample(images: Images, size: int, seed: int, number: int) -> Tensor:
     chosen = []
-    for index in order(len(images.names), seed, 0).tolist():
+    for place in range(len(images.names)):
+        (index,) = images_at(range(place, place + 1), len(images.names), seed, 0)
         try:
             image = decode(read(images, index))
         except BadImage:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from hostile import NAMES, WHOLE, plant_tree
 
-from nolabel.data import sources
+from nolabel.data import archives, sources
 from nolabel.data.images import (
     BadImage,
     Images,
@@ -261,7 +261,7 @@ def test_members_of_a_hostile_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     raw = bytearray((tmp_path / "d.zip").read_bytes())
     raw[raw.rindex(b"PK\x01\x02", 0, raw.rindex(b"secret.jpg")) + 8] |= 1  # as if it were encrypted
     (tmp_path / "d.zip").write_bytes(raw)
-    monkeypatch.setattr(sources, "MAX_MEMBER_BYTES", 10**5)
+    monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 10**5)
     images = scan(tmp_path / "d.zip")
     assert images.names == ("good.jpg",)
     assert read(images, 0) == JPG
@@ -348,7 +348,7 @@ def test_hostile_names(tmp_path: Path) -> None:
     assert [os.fsencode(name) for name in images.names] == sorted(NAMES)
     assert [read(images, i) for i in range(len(NAMES))] == sorted(NAMES)
     assert len(fingerprint(images)) == 16
-    assert tuple(json.loads(json.dumps(images.names))) == images.names
+    assert tuple(json.loads(json.dumps(list(images.names)))) == images.names
     shown = [printable(name) for name in images.names]
     assert len(set(shown)) == len(NAMES)
     assert all(name.isprintable() and name.encode() for name in shown)

@@ -12,7 +12,7 @@ from PIL import Image
 import nolabel
 from nolabel.data import loader
 from nolabel.data.images import scan
-from nolabel.data.loader import order
+from nolabel.data.order import order
 from nolabel.errors import DataError
 
 loop = importlib.import_module("nolabel.train")  # the attribute nolabel.train is the function

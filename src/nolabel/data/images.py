@@ -8,12 +8,15 @@ import os
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from nolabel.data import sources
-from nolabel.data.sources import BadImage, Entry, name_bytes
+import numpy as np
+
+from nolabel.data import archives, sources
+from nolabel.data.names import Folder, Names, compact, folder_of, merge, name_bytes
+from nolabel.data.sources import BadImage, Entry
 from nolabel.errors import DataError, nearest
 
 __all__ = [
@@ -56,7 +59,7 @@ class Images(NamedTuple):
     root: str
     """Absolute path of the folder, of the zip, or of the folder of the text file."""
     kind: Kind
-    names: tuple[str, ...]
+    names: Sequence[str]
     """Paths relative to `root` with `/` between the parts; bytes that are not UTF-8 are lone surrogates."""
     skipped: tuple[BadFile, ...]
     """What the scan left out."""
@@ -95,22 +98,24 @@ def scan_labelled(data: str | Path) -> dict[str, LabelledImages]:
             f"{_shown(data)} is a text file of paths, which has no classes.\n"
             "Expected a folder or a zip of class folders."
         )
-    top = _wrapper(images.names) if images.kind == "zip" else ""
-    parts = [name.removeprefix(top).split("/") for name in images.names]  # [split, class, ..., file]
-    keys: tuple[str, ...] = tuple(s for s in SPLITS if any(p[0] == s and len(p) > 2 and p[1] != "void" for p in parts))
+    names = images.names if isinstance(images.names, Names) else compact(images.names)
+    folders = names.folders.strings()
+    top = _wrapper(names) if images.kind == "zip" else ""
+    parts = [folder.removeprefix(top).split("/")[:-1] for folder in folders]  # [split, class, ...]
+    keys: tuple[str, ...] = tuple(s for s in SPLITS if any(len(p) > 1 and p[0] == s and p[1] != "void" for p in parts))
     if not keys:
         keys, parts = ("all",), [["all", *p] for p in parts]
-    used = [i for i, p in enumerate(parts) if p[0] in keys and len(p) > 2 and p[1] != "void"]
-    classes = sorted({parts[i][1] for i in used}, key=name_bytes)
+    used = [len(p) > 1 and p[0] in keys and p[1] != "void" for p in parts]
+    classes = sorted({p[1] for p, use in zip(parts, used, strict=True) if use}, key=name_bytes)
     if len(classes) < 2:
         raise _nothing_found(data, images.skipped, f"two class folders with images but {len(classes)}")
-    ids = {name: i for i, name in enumerate(classes)}
+    label = np.array([classes.index(p[1]) if use else -1 for p, use in zip(parts, used, strict=True)])
     found = {}
     for key in keys:
-        own = [i for i in used if parts[i][0] == key]
-        names = tuple(images.names[i] for i in own)
-        labels = tuple(ids[parts[i][1]] for i in own)
-        found[key] = LabelledImages(images._replace(names=names), labels, tuple(classes))
+        own = np.array([use and p[0] == key for p, use in zip(parts, used, strict=True)])
+        rows = np.flatnonzero(own[names.folder])
+        part = images._replace(names=names.take(rows))
+        found[key] = LabelledImages(part, tuple(label[names.folder[rows]].tolist()), tuple(classes))
     return found
 
 
@@ -119,7 +124,7 @@ def read(images: Images, index: int) -> bytes:
     name = images.names[index]
     try:
         if images.kind == "zip":
-            return sources.read_member(images.root, name)
+            return archives.read_member(images.root, name)
         return sources.read_file(os.path.join(images.root, name))
     except (FileNotFoundError, NotADirectoryError, KeyError):
         raise BadImage("missing", "it was there when the folder was scanned") from None
@@ -130,8 +135,8 @@ def read(images: Images, index: int) -> bytes:
 def fingerprint(images: Images) -> str:
     """16 hexadecimal digits of SHA-256 over names and sizes: equal for a folder and a zip of its content."""
     if images.kind == "zip":
-        members = {info.filename: info.file_size for info in sources.archive(images.root)[0].infolist()}
-        sizes: Iterable[int] = (members.get(name, -1) for name in images.names)
+        members = archives.members(images.root).facts()
+        sizes: Iterable[int] = (members.get(name, (-1, 0))[0] for name in images.names)
     else:
         sizes = (_size(os.path.join(images.root, name)) for name in images.names)
     digest = hashlib.sha256()
@@ -157,10 +162,10 @@ def _scan(data: str | Path, tops: Sequence[str] | None) -> Images:
     if os.path.isdir(root):
         if tops is None:
             tops = [top for top in IMAGE_FOLDERS if os.path.isdir(os.path.join(root, top))]
-        return Images(root, "folder", *_select(sources.folder_entries(root, tops or [""])))
+        return Images(root, "folder", *_below(root, tops or [""]))
     try:
         kind = _file_kind(data, root)
-        entries = list(sources.zip_entries(root) if kind == "zip" else sources.list_entries(root))
+        entries = list(archives.zip_entries(root) if kind == "zip" else sources.list_entries(root))
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise DataError(f"{_shown(data)} cannot be read: {printable(str(error))}.") from None
     if tops is None:
@@ -170,7 +175,10 @@ def _scan(data: str | Path, tops: Sequence[str] | None) -> Images:
         ]
     below = tuple(f"{top}/" for top in tops if top)
     names, skipped = _select(e for e in entries if not below or e.name.startswith(below))
-    return Images(root if kind == "zip" else os.path.dirname(root), kind, names, skipped)
+    if kind == "zip":  # the same names, but in the buffer that is there already
+        every, chosen = archives.members(root).names, set(names)
+        return Images(root, kind, every.take([i for i, name in enumerate(every) if name in chosen]), skipped)
+    return Images(os.path.dirname(root), kind, names, skipped)
 
 
 def _file_kind(data: str | Path, path: str) -> Literal["zip", "list"]:
@@ -194,28 +202,69 @@ def _file_kind(data: str | Path, path: str) -> Literal["zip", "list"]:
     return "list"
 
 
-def _select(entries: Iterable[Entry]) -> tuple[tuple[str, ...], tuple[BadFile, ...]]:
+def _below(root: str, tops: Sequence[str]) -> tuple[Names, tuple[BadFile, ...]]:
+    """The names of the images below the folders `tops` of `root`, and what is left out."""
+    found, problems, others = list[Folder](), list[Entry](), dict[str, Others]()
+    for listing in sources.folder_entries(root, tops):
+        images = [name for name in listing.files if name.lower().endswith(SUFFIXES)]
+        if len(images) < len(listing.files):
+            _count(others, (name for name in listing.files if not name.lower().endswith(SUFFIXES)), listing.path)
+        more = _pick(listing.others, problems, others)
+        images += [name.rpartition("/")[2] for name in more]
+        if images:
+            found.append(folder_of(listing.path, images))
+    return merge(found), _left_out(problems, others)
+
+
+def _select(entries: Iterable[Entry]) -> tuple[Names, tuple[BadFile, ...]]:
     """The sorted names of the images among `entries`, and what is left out."""
-    names, skipped, others = list[str](), list[BadFile](), dict[str, list[str]]()
-    for entry in sorted(entries, key=lambda entry: name_bytes(entry.name)):
-        suffix = os.path.splitext(entry.name)[1].lower()
-        suffix = suffix if suffix[1:].isalnum() and len(suffix) < 10 else ""
-        if entry.problem != "hidden" and not entry.name.endswith("/") and suffix not in SUFFIXES:
-            others.setdefault(suffix, []).append(entry.name)
+    problems, others = list[Entry](), dict[str, Others]()
+    names = _pick(entries, problems, others)
+    return compact(sorted(names, key=name_bytes)), _left_out(problems, others)
+
+
+class Others(NamedTuple):
+    """Files of one suffix that is no image's."""
+
+    number: int
+    first: str
+
+
+def _pick(entries: Iterable[Entry], problems: list[Entry], others: dict[str, Others]) -> list[str]:
+    """The names of the images; the other entries go to `problems` or are counted in `others`."""
+    names = []
+    for entry in entries:
+        image = entry.name.lower().endswith(SUFFIXES)
+        if entry.problem != "hidden" and not entry.name.endswith("/") and not image:
+            _count(others, [entry.name])
         elif entry.problem:
-            skipped.append(BadFile(entry.name, entry.problem, entry.detail, entry.size))
+            problems.append(entry)
         else:
             names.append(entry.name)
-    for suffix, files in sorted(others.items()):
-        detail = f"{len(files)} file{'s' * (len(files) > 1)}, the first is {files[0]}"
+    return names
+
+
+def _count(others: dict[str, Others], names: Iterable[str], folder: str = "") -> None:
+    for name in names:
+        suffix = os.path.splitext(name)[1].lower()
+        suffix = suffix if suffix[1:].isalnum() and len(suffix) < 10 else ""
+        path = f"{folder}/{name}" if folder else name
+        before = others.get(suffix, Others(0, path))
+        others[suffix] = Others(before.number + 1, min(before.first, path, key=name_bytes))
+
+
+def _left_out(problems: Sequence[Entry], others: Mapping[str, Others]) -> tuple[BadFile, ...]:
+    skipped = [BadFile(*entry) for entry in sorted(problems, key=lambda entry: name_bytes(entry.name))]
+    for suffix, (number, first) in sorted(others.items()):
+        detail = f"{number} file{'s' * (number > 1)}, the first is {first}"
         skipped.append(BadFile(f"*{suffix}" if suffix else "*", "other suffix", detail, 0))
-    return tuple(names), tuple(skipped)
+    return tuple(skipped)
 
 
-def _wrapper(names: Sequence[str]) -> str:
+def _wrapper(names: Names) -> str:
     """`photos/` where a zip packs a folder and not the folder's content, else an empty string."""
-    tops = {name.partition("/")[0] for name in names}
-    top = tops.pop() if len(tops) == 1 and "/" in names[0] else ""
+    tops = {folder.partition("/")[0] for folder in names.folders.strings()}
+    top = tops.pop() if len(tops) == 1 else ""
     return top + "/" if top and top not in (*SPLITS, *IMAGE_FOLDERS) else ""
 
 

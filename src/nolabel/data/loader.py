@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from nolabel import distributed
 from nolabel.data.decode import BadImage, load, open_image
 from nolabel.data.images import BadFile, Images, printable, read, too_many_bad
+from nolabel.data.order import images_at
 from nolabel.data.workers import MAX_RESTARTS, DeadWorker, restarted, survives
 from nolabel.errors import DataError
 from nolabel.views import Drawn, Sources, View, apply, draw, reduced, reduction, table
-from nolabel.views.draw import generator
 
 
 class Stream(NamedTuple):
@@ -60,21 +60,14 @@ def steps_per_epoch(stream: Stream) -> int:
     return len(stream.images.names) // stream.batch_size
 
 
-def order(num_images: int, seed: int, epoch: int) -> Tensor:
-    """The permutation (N,) int64 of the images in an epoch."""
-    return torch.from_numpy(generator(seed, epoch).permutation(num_images))
-
-
 def samples(stream: Stream, steps: range, rank: int, world_size: int) -> Iterator[list[tuple[int, int]]]:
     """For each step the (epoch, image) pairs of this process: its slice of the global batch."""
     per_epoch, share = steps_per_epoch(stream), stream.batch_size // world_size
-    current, permutation = -1, torch.empty(0)
     for step in steps:
         epoch, position = divmod(step + stream.offset, per_epoch)
-        if epoch != current:
-            current, permutation = epoch, order(len(stream.images.names), stream.seed, epoch)
         start = position * stream.batch_size + rank * share
-        yield [(epoch, int(i)) for i in permutation[start : start + share]]
+        places = range(start, start + share)
+        yield [(epoch, i) for i in images_at(places, len(stream.images.names), stream.seed, epoch)]
 
 
 def batches(stream: Stream, steps: range, workers: int, pin_memory: bool = False) -> Iterator[Batch]:

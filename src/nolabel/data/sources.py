@@ -1,15 +1,13 @@
-"""What a folder, a zip or a text file of paths holds, and the bytes of its files. Nothing is extracted."""
+"""What a folder or a text file of paths holds, and the bytes of its files."""
 
 import os
 import stat
-import threading
-import zipfile
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
+from nolabel.data.names import name_bytes
+
 MAX_FILE_BYTES = 1 << 30  # 8-bit RGBA without compression at decode's pixel limit is below it
-MAX_MEMBER_BYTES = 256_000_000  # of an archive, uncompressed
 
 
 class BadImage(Exception):
@@ -32,17 +30,20 @@ class Entry(NamedTuple):
     size: int = 0
 
 
-def name_bytes(name: str) -> bytes:
-    """The bytes of a file name, by which names are ordered and hashed whatever the locale is."""
-    return name.encode("utf-8", "surrogateescape")
-
-
 def is_junk(part: str) -> bool:
     """Whether a file or folder is hidden, or is macOS's copy of one (`__MACOSX`, `._photo.jpg`)."""
     return part.startswith(".") or part == "__MACOSX"
 
 
-def folder_entries(root: str, tops: Sequence[str]) -> Iterator[Entry]:
+class Listing(NamedTuple):
+    """A folder: the names of its regular files, unsorted, and all else that is worth a word."""
+
+    path: str
+    files: list[str]
+    others: list[Entry]
+
+
+def folder_entries(root: str, tops: Sequence[str]) -> Iterator[Listing]:
     """Everything below the folders `tops` of `root`. Links are followed, but no folder is entered twice.
 
     Linked folders come after all real ones, so a folder's own name wins over a link to it.
@@ -54,23 +55,34 @@ def folder_entries(root: str, tops: Sequence[str]) -> Iterator[Entry]:
         try:
             info = os.stat(path)
             with os.scandir(path) as found:
-                entries = sorted(found, key=lambda entry: name_bytes(entry.name))
+                entries = list(found)
         except OSError as error:
-            yield Entry(folder + "/", "unreadable folder", error.strerror or "")
+            yield Listing(folder, [], [Entry(folder + "/", "unreadable folder", error.strerror or "")])
             continue
         if (info.st_dev, info.st_ino) in seen:
-            yield Entry(folder + "/", "seen before", "a link to a folder that is scanned under another name")
+            detail = "a link to a folder that is scanned under another name"
+            yield Listing(folder, [], [Entry(folder + "/", "seen before", detail)])
             continue
         seen.add((info.st_dev, info.st_ino))
-        for entry in entries:
-            name = f"{folder}/{entry.name}" if folder else entry.name
-            is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir(follow_symlinks=False)
-            if is_junk(entry.name):
-                yield Entry(name + "/" * is_folder, "hidden")
-            elif is_folder:
-                (links if entry.is_symlink() else folders).append(name)
-            else:
-                yield Entry(name) if entry.is_file(follow_symlinks=False) else _checked(name, entry.path)
+        plain = [e.name for e in entries if e.is_file(follow_symlinks=False) and not is_junk(e.name)]
+        listing = Listing(folder, plain, [])
+        if len(plain) < len(entries):
+            for entry in sorted(entries, key=lambda entry: name_bytes(entry.name)):
+                _sort_out(entry, folder, listing, folders, links)
+        yield listing
+
+
+def _sort_out(entry: os.DirEntry[str], folder: str, found: Listing, folders: list[str], links: list[str]) -> None:
+    """Put what is no plain file where it belongs: to go on with, or to be told."""
+    name = f"{folder}/{entry.name}" if folder else entry.name
+    linked = entry.is_symlink()
+    is_folder = os.path.isdir(entry.path) if linked else entry.is_dir(follow_symlinks=False)
+    if is_junk(entry.name):
+        found.others.append(Entry(name + "/" * is_folder, "hidden"))
+    elif is_folder:
+        (links if linked else folders).append(name)
+    elif not entry.is_file(follow_symlinks=False):
+        found.others.append(_checked(name, entry.path))
 
 
 def list_entries(path: str) -> Iterator[Entry]:
@@ -88,33 +100,6 @@ def list_entries(path: str) -> Iterator[Entry]:
         seen.add(name)
 
 
-def zip_entries(path: str) -> Iterator[Entry]:
-    """The members of a zip. Raises what `zipfile` raises for a file that is no zip or a damaged one."""
-    seen = set[str]()
-    for info in archive(path)[0].infolist():
-        parts = info.filename.split("/")
-        kind = stat.S_IFMT(info.external_attr >> 16) if info.create_system == 3 else 0
-        problem = detail = ""
-        if info.is_dir():
-            continue
-        if ".." in parts or info.filename.startswith("/"):
-            problem = "unsafe name"
-        elif any(map(is_junk, parts)):
-            problem = "hidden"
-        elif kind not in (0, stat.S_IFREG):
-            problem, detail = "not a regular file", "a link or a device"
-        elif info.flag_bits & 1:
-            problem = "encrypted"
-        elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            problem, detail = "unsupported compression", "only stored and deflated members are read"
-        elif info.file_size > MAX_MEMBER_BYTES:
-            problem, detail = "too large", f"more than {MAX_MEMBER_BYTES // 10**6} MB in an archive"
-        elif info.filename in seen:
-            problem = "listed twice"
-        seen.add(info.filename)
-        yield Entry(info.filename, problem, detail, info.file_size)
-
-
 def read_file(path: str) -> bytes:
     """The bytes of a regular file; never waits for a pipe or a device. Raises OSError and BadImage."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -125,27 +110,6 @@ def read_file(path: str) -> bytes:
         if info.st_size > MAX_FILE_BYTES:
             raise BadImage("too large", f"{info.st_size:,} bytes, more than {MAX_FILE_BYTES:,}")
         return file.read(MAX_FILE_BYTES)
-
-
-def read_member(path: str, name: str) -> bytes:
-    """The bytes of a member of a zip. Raises KeyError, BadImage and what `zipfile` raises."""
-    opened, lock = archive(path)
-    info = opened.getinfo(name)
-    if info.file_size > MAX_MEMBER_BYTES:
-        raise BadImage("too large", f"{info.file_size:,} bytes, more than {MAX_MEMBER_BYTES:,} in an archive")
-    with lock:
-        return opened.read(info)
-
-
-def archive(path: str) -> tuple[zipfile.ZipFile, threading.Lock]:
-    """An open zip and its lock: one a process, as forked processes would share the position in the file."""
-    info = os.stat(path)
-    return _archive(path, os.getpid(), info.st_ino, info.st_size, info.st_mtime_ns)
-
-
-@lru_cache(maxsize=8)
-def _archive(path: str, *_identity: int) -> tuple[zipfile.ZipFile, threading.Lock]:
-    return zipfile.ZipFile(path), threading.Lock()
 
 
 def _checked(name: str, path: str) -> Entry:

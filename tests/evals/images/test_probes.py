@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nolabel.data.loader import order
+from nolabel.data.order import order
 from nolabel.errors import DataError, NumericError
 from nolabel.evals.images.probes import HEADS, Head, Heads, Plan, Score, score, table_batches, train_heads
 from nolabel.evals.images.sweep import Probe, Samples, sweep

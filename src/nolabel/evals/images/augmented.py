@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from nolabel.data.decode import BadImage, decode
 from nolabel.data.images import LabelledImages, printable, read
-from nolabel.data.loader import order
+from nolabel.data.order import order
 from nolabel.errors import DataError
 from nolabel.evals.images.probes import Plan
 from nolabel.evals.protocol import EvalConfig

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from nolabel.backbones import Backbone, backbone
 from nolabel.data.images import LabelledImages
-from nolabel.data.loader import order
+from nolabel.data.order import order
 from nolabel.errors import NumericError
 from nolabel.evals.images.crops import AugmentedCrops, seeded
 from nolabel.evals.protocol import EvalConfig

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nolabel.data.loader import order
+from nolabel.data.order import order
 from nolabel.evals.shared.pieces import Layout
 from nolabel.schedules import Clock, cosine, warmup_cosine
 

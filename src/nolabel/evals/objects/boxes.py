@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nolabel.data import sources
+from nolabel.data import archives
 from nolabel.data.images import printable, scan
 from nolabel.errors import DataError
 from nolabel.evals.shared.trees import Tree, read_picture, read_text, shown
@@ -76,7 +76,7 @@ def open_boxed(data: str | Path, marks: Callable[[Tree], bool]) -> Tree | None:
 def has_file(tree: Tree, name: str) -> bool:
     """Whether there is a file of that name, an image or not."""
     if tree.images.kind == "zip":
-        return tree.top + name in sources.archive(tree.images.root)[0].NameToInfo
+        return archives.members(tree.images.root).names.find(tree.top + name) is not None
     return os.path.isfile(os.path.join(tree.images.root, tree.top, name))
 
 
@@ -84,9 +84,8 @@ def files_below(tree: Tree, folder: str) -> list[str]:
     """The names of all files below a folder, images or not."""
     if tree.images.kind == "zip":
         start = tree.top + folder
-        return [
-            n.removeprefix(tree.top) for n in sources.archive(tree.images.root)[0].NameToInfo if n.startswith(start)
-        ]
+        names = archives.members(tree.images.root).names
+        return [name.removeprefix(tree.top) for name in names if name.startswith(start)]
     root = os.path.join(tree.images.root, tree.top)
     walked = os.walk(os.path.join(root, folder))
     return [

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from nolabel.data.sources import name_bytes
+from nolabel.data.names import name_bytes
 from nolabel.errors import UsageError
 from nolabel.views.draw import generator
 

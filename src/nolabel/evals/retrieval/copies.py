@@ -1,7 +1,7 @@
 """The copy-detection protocol: find the original of a changed copy among distractors (INRIA Copydays)."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -200,7 +200,7 @@ def _table(
 def _with_copies(
     image: Tensor,
     index: int,
-    names: tuple[str, ...],
+    names: Sequence[str],
     prepare: Callable[[Tensor], Tensor],
     attacks: tuple[str, ...],
     seed: int,
@@ -209,7 +209,7 @@ def _with_copies(
     return torch.stack([prepare(image), *(prepare(copy) for copy in changed)])
 
 
-def _check_whole(images: Images, names: tuple[str, ...]) -> None:
+def _check_whole(images: Images, names: Sequence[str]) -> None:
     lost = sorted(set(images.names) - set(names))
     if lost:
         raise DataError(

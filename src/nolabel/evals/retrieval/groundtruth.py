@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nolabel.data import sources
+from nolabel.data import archives, sources
 from nolabel.data.images import Images, printable, scan
 from nolabel.errors import DataError
 from nolabel.evals.retrieval.ranking import Truth
@@ -47,7 +47,7 @@ def ground_truth_file(data: str | Path) -> str | None:
     if images.kind == "folder":
         names = [name for name in os.listdir(images.root) if fnmatch(name, PATTERN)]
     elif images.kind == "zip":
-        members = [entry.name for entry in sources.zip_entries(images.root) if not entry.problem]
+        members = [entry.name for entry in archives.zip_entries(images.root) if not entry.problem]
         names = [name for name in members if fnmatch(name.split("/")[-1], PATTERN) and name.count("/") < 2]
     if len(names) > 1:
         raise DataError(
@@ -67,7 +67,7 @@ def ground_truth(data: str | Path) -> GroundTruth:
         )
     images = scan(data)
     if images.kind == "zip":
-        content = sources.read_member(images.root, file)
+        content = archives.read_member(images.root, file)
     else:
         content = sources.read_file(os.path.join(images.root, file))
     database, queries, entries = _parse(content, file)

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from nolabel import __version__
-from nolabel.data import sources
+from nolabel.data import archives
 from nolabel.data.images import Images, LabelledImages
-from nolabel.data.sources import name_bytes
+from nolabel.data.names import name_bytes
 from nolabel.evals.protocol import EvalConfig
 from nolabel.evals.shared.features import FeatureTable, PieceTable, Pixels, decoded, embed_pieces, evaluation_crop
 from nolabel.evals.shared.pieces import POOLED, Piece
@@ -130,7 +130,7 @@ def stamp(images: Images) -> str:
     """SHA-256 over names and what changes with the content: a zip's checksums; of files, sizes and times of change."""
     digest = hashlib.sha256()
     if images.kind == "zip":
-        members = {info.filename: (info.file_size, info.CRC) for info in sources.archive(images.root)[0].infolist()}
+        members = archives.members(images.root).facts()
     for name in images.names:
         facts = members.get(name) if images.kind == "zip" else _file_facts(os.path.join(images.root, name))
         digest.update(name_bytes(name) + b"\0%a\0" % (facts,))

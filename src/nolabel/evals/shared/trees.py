@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nolabel.data import sources
+from nolabel.data import archives, sources
 from nolabel.data.decode import MAX_PIXELS, BadImage, decode
 from nolabel.data.images import Images, fingerprint, printable, read, scan
 from nolabel.errors import DataError
@@ -64,7 +64,7 @@ def read_text(tree: Tree, name: str) -> str | None:
     """The text of a file that is no image (a list of names, a list of classes), or None where there is none."""
     try:
         if tree.images.kind == "zip":
-            data = sources.read_member(tree.images.root, tree.top + name)
+            data = archives.read_member(tree.images.root, tree.top + name)
         else:
             data = sources.read_file(os.path.join(tree.images.root, tree.top, name))
         return data.decode("utf-8-sig")

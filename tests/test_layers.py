@@ -21,6 +21,7 @@ LAYERS = (
         "signals",
         "health",
         "recipes",
+        "strict_yaml",
     ),
     ("data",),  # above views: its loader cuts the crops in its workers
     ("config", "backbones", "heads", "losses", "matching", "run", "shuffle", "weights"),

@@ -279,6 +279,37 @@ def test_changed_images_may_be_allowed(
     assert "the order of the images is another one from here on" in capfd.readouterr().err
 
 
+def test_a_checkpoint_of_another_run_is_said(whole: Path, tiny: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    method = tiny["method"] | {"num_prototypes": 32}
+    nolabel.train("dino-small", **settings(tiny, pictures, out, steps=2) | {"method": method})
+    shutil.copytree(whole / "checkpoints" / "step-00000006", out / "checkpoints" / "step-00000006")
+    before = weights(out)
+    with pytest.raises(DataError, match=r"(?s)does not fit the settings of this run.*another run") as caught:
+        nolabel.resume(out, {"steps": 8})
+    assert len(str(caught.value).splitlines()) <= 5
+    assert weights(out) == before
+    shutil.rmtree(out / "checkpoints" / "step-00000006")
+    assert nolabel.resume(out, {"steps": 4}).status()["state"] == "done"
+
+
+def test_damaged_logs_do_not_keep_a_run_from_going_on(
+    whole: Path, tiny: dict[str, Any], pictures: Path, tmp_path: Path, crash_at: Callable[[int], None], monkeypatch: Any
+) -> None:
+    out = tmp_path / "run"
+    crash_at(5)
+    with pytest.raises(Crash):
+        nolabel.train("dino-small", **settings(tiny, pictures, out))
+    monkeypatch.undo()
+    (out / "status.json").write_bytes(b"")  # as after a power cut
+    for name in ("metrics", "events", "bad_files"):
+        with open(out / f"{name}.jsonl", "ab") as file:
+            file.write(b'{"step": "x"}\n{"name": 3}\n{"name": "a"}\n{"event": "alarm"}\n\xff\n{"step":')
+    assert nolabel.resume(out).status()["state"] == "done"
+    assert state(out) == state(whole) and losses(out) == losses(whole)
+    assert [e["event"] for e in nolabel.Run(out).events() if "event" in e].count("start") == 2
+
+
 def test_signal_codes() -> None:
     assert Stopped(signal.SIGINT, "r").code == 130
     assert Stopped(signal.SIGTERM, "r").code == Stopped(signal.SIGUSR1, "r").code == 143

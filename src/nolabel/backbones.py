@@ -214,7 +214,8 @@ def backbone(
     try:
         model = timm.create_model(name, pretrained=False, num_classes=0, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UsageError(f"timm could not build {name} with {options}: {error}") from error
+        first = str(error).strip().partition("\n")[0][:300]
+        raise UsageError(f"timm could not build {name} with {str(options)[:300]}: {first}") from error
     if isinstance(model, VisionTransformer):
         _initialize_vit(model)
     net = Backbone(model, name, {k: v for k, v in options.items() if k != "drop_path_rate"})

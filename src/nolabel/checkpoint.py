@@ -72,10 +72,10 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for path in _newest_first(folder):
         problem = verify(path)
         if problem is None:
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            return Checkpoint(
-                load_file(path / "model.safetensors"), load_file(path / "optim.safetensors"), state
-            ), damaged
+            try:
+                return _read(path), damaged
+            except (OSError, ValueError, RecursionError, SafetensorError) as error:  # somebody else wrote right hashes
+                problem = f"{type(error).__name__}: {error}"
         aside = path.with_name(path.name + ".corrupt")
         what = f"was set aside as {aside.name}"
         try:
@@ -128,6 +128,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tenso
         name, slot = key.rsplit("/", 1)
         p = parameters[name]
         optimizer.state[p][slot] = value.to(p.device)
+
+
+def _read(path: Path) -> Checkpoint:
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if not isinstance(state, dict):
+        raise ValueError("state.json holds no mapping")
+    return Checkpoint(load_file(path / "model.safetensors"), load_file(path / "optim.safetensors"), state)
 
 
 def _write(folder: Path, step: int, checkpoint: Checkpoint) -> None:

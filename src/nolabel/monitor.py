@@ -54,7 +54,7 @@ def monitor(job: Job) -> Monitor:
     sample = _sample(job.stream.images, size, config.seed, _sample_size(job))
     pictures = _sample(job.stream.images, _picture_side(job), config.seed, NUM_PICTURES)
     written = run.Run(job.out)
-    said = [e["kind"] for e in written.events() if e.get("event") == "alarm"]
+    said = [str(e.get("kind")) for e in written.events() if e.get("event") == "alarm"]
     facts = _facts(job)
     return Monitor(labelled, sample, pictures, config.mean, config.std, job.device, facts, written.metrics(), said)
 

@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from nolabel.errors import UsageError
+from nolabel.strict_yaml import read_yaml
 
 
 class Run:
-    """A run folder, finished or not. Reading tolerates a torn last line."""
+    """A run folder, finished or not. Lines and files of it that are torn or damaged are passed over."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -30,18 +30,15 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """The resolved settings, as they stand in config.yaml."""
-        with open(self.path / "config.yaml", encoding="utf-8") as file:
-            loaded: dict[str, Any] = yaml.safe_load(file)
-        return loaded
+        return read_yaml(self.path / "config.yaml")
 
     def status(self) -> dict[str, Any]:
         """State ("running", "stopped", "failed", "done"), step and reason."""
-        path = self.path / "status.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"state": "created", "step": 0}
+        return {"state": "created", "step": 0} | (_read_json(self.path / "status.json") or {})
 
     def metrics(self) -> list[dict[str, Any]]:
         """One record a log step."""
-        return read_jsonl(self.path / "metrics.jsonl")
+        return [r for r in read_jsonl(self.path / "metrics.jsonl") if _is_step(r.get("step"))]
 
     def events(self) -> list[dict[str, Any]]:
         """Start, checkpoints, evaluations, signals, end."""
@@ -50,12 +47,12 @@ class Run:
     def bad_files(self) -> list[dict[str, Any]]:
         """Files that were skipped: name, reason, detail, size. Further processes write files of their own."""
         records = [r for path in sorted(self.path.glob("bad_files*.jsonl")) for r in read_jsonl(path)]
-        return list({r["name"]: r for r in records}.values())
+        return list({r["name"]: r for r in records if isinstance(r.get("name"), str)}.values())
 
     def eval_results(self) -> dict[str, dict[str, Any]]:
         """Results of evaluations by file name without suffix."""
-        files = sorted((self.path / "eval").glob("*.json"))
-        return {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in files if not f.stem.endswith(".time")}
+        files = [f for f in sorted((self.path / "eval").glob("*.json")) if not f.stem.endswith(".time")]
+        return {f.stem: found for f in files if (found := _read_json(f)) is not None}
 
     def backbone(self) -> Any:
         """The trained backbone of `RUN/weights`, an `nn.Module` giving Features."""
@@ -70,20 +67,37 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         return []
     records = []
     for line in path.read_bytes().split(b"\n"):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
+        record = _mapping(line)
+        if record is not None:
             records.append(record)
     return records
 
 
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return _mapping(path.read_bytes()) if path.is_file() else None
+
+
+def _mapping(data: bytes) -> dict[str, Any] | None:
+    """The mapping in some JSON; None for anything else."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**53
+
+
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
     """Add one line. NaN and infinity, which browsers refuse, become null."""
-    line = json.dumps(_finite(record), ensure_ascii=True, allow_nan=False)
-    with open(path, "a", encoding="ascii") as file:
-        file.write(line + "\n")
+    line = json.dumps(_finite(record), ensure_ascii=True, allow_nan=False).encode("ascii")
+    with open(path, "ab+") as file:
+        if end := file.tell():  # a kill may have torn the last line: it takes no other with it
+            file.seek(end - 1)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line + b"\n")
 
 
 def append_event(run: Path, event: str, **fields: Any) -> None:
@@ -98,7 +112,7 @@ def cut_jsonl(path: Path, last_step: int) -> None:
     """Drop the records after `last_step`, and a torn last line: what a resumed run is about to write again."""
     if not path.is_file():
         return
-    kept = [r for r in read_jsonl(path) if r.get("step", 0) <= last_step]
+    kept = [r for r in read_jsonl(path) if _is_step(r.get("step")) and r["step"] <= last_step]
     write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
 
 

@@ -156,22 +156,16 @@ def restore(job: Job, folder: str = "checkpoints", allow_change: bool = False) -
                 path.unlink()
         return job, 0, []
     _check_images(job, found, allow_change)
-    if found.state["world_size"] != distributed.world_size():
-        say(
-            f"warning: {distributed.world_size()} processes go on with a run of {found.state['world_size']}: "
-            "the same images and views; sums round otherwise, drop path draws otherwise"
-        )
-    for name, old in found.state["versions"].items():
-        if _versions().get(name) != old:
-            say(f"warning: the checkpoint was written with {name} {old}, this is {_versions().get(name)}")
-    job.method.load_state_dict(found.model)
-    restore_optimizer(job.optimizer, job.method, found.optim)
-    if found.state["scaler"]:
-        job.scaler.load_state_dict(found.state["scaler"])
+    try:
+        _fill(job, found)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise DataError(
+            f"The newest checkpoint in {job.out / folder} does not fit the settings of this run: {_first_line(error)}\n"
+            "It is that of another run, or was changed. Move it away: resume then uses the one before."
+        ) from error
     for record in run.Run(job.out).bad_files():
-        job.bad[record["name"]] = BadFile(**record)
-    job.bad_slots.update(found.state["bad_slots"])
-    job.bad_steps[:] = found.state.get("bad_steps", [])
+        name, reason, detail = (str(record.get(key, "")) for key in ("name", "reason", "detail"))
+        job.bad[name] = BadFile(name, reason, detail, 0)
     if distributed.is_main() and folder == "checkpoints":
         run.cut_jsonl(job.out / "metrics.jsonl", found.state["step"])
     stream = job.stream._replace(offset=found.state.get("offset", 0))
@@ -179,8 +173,31 @@ def restore(job: Job, folder: str = "checkpoints", allow_change: bool = False) -
     return job, found.state["step"], list(found.state["window"])
 
 
+def _fill(job: Job, found: Checkpoint) -> None:
+    """Put what a checkpoint holds into the job."""
+    state = found.state
+    if state["world_size"] != distributed.world_size():
+        say(
+            f"warning: {distributed.world_size()} processes go on with a run of {state['world_size']}: "
+            "the same images and views; sums round otherwise, drop path draws otherwise"
+        )
+    for name, old in state["versions"].items():
+        if _versions().get(name) != old:
+            say(f"warning: the checkpoint was written with {name} {old}, this is {_versions().get(name)}")
+    job.method.load_state_dict(found.model)
+    restore_optimizer(job.optimizer, job.method, found.optim)
+    if state["scaler"]:
+        job.scaler.load_state_dict(state["scaler"])
+    job.bad_slots.update(state["bad_slots"])
+    job.bad_steps[:] = state.get("bad_steps", [])
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def _check_images(job: Job, found: Checkpoint, allow_change: bool) -> None:
-    if found.state["images"] == fingerprint(job.stream.images):
+    if found.state.get("images") == fingerprint(job.stream.images):
         return
     what = f"{job.config.data} has changed since the run started: files were added, removed or renamed"
     if not allow_change:

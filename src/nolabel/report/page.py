@@ -67,7 +67,7 @@ def _context(run: Run) -> dict[str, Any]:
         **_assets(),
         "run": run.path.resolve().name,
         "version": __version__,
-        "config": {k: _text(v) for k, v in config.items() if isinstance(v, str)},
+        "config": {"recipe": "", "backbone": ""} | {k: _text(v) for k, v in config.items() if isinstance(v, str)},
         "data": Path(_text(config.get("data") or "")).name,
         "state": _text(status.get("state", "created")),
         "headline": words.headline(status, metrics, words.total_steps(config, metrics)),

@@ -10,6 +10,7 @@ ends: 0 where one output wins for every image (no centering), ln K where all out
 import argparse
 import math
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="a new folder for the runs, which are deleted otherwise")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with nullcontext(options.keep) if options.keep else tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         demo.write(folder / "world", options.images, options.images // 4, 32, options.seed)
         print(f"{'':<22}{'loss':>8}{'entropy / ln K':>16}{'KL':>12}{'untrained':>12}{'20-NN %':>10}")
         for name, changes in VARIANTS.items():

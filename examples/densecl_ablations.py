@@ -10,6 +10,7 @@ mutual. A share of 0 is MoCo v2.
 
 import argparse
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="rows of the table")
+    parser.add_argument("--keep", type=Path, help="a new folder for the runs, which are deleted otherwise")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with nullcontext(options.keep) if options.keep else tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         demo.write(folder / "world", options.images, options.images // 4, 32, options.seed)
         heads = f"{'global':>8}{'dense':>8}{'right %':>9}{'both ways %':>12}{'untrained':>12}{'20-NN %':>10}"
         print(f"{'':<22}{heads}")

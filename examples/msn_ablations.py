@@ -10,6 +10,7 @@ largest value, ln K, because one prototype takes all images; prototypes used are
 import argparse
 import math
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="rows of the table")
+    parser.add_argument("--keep", type=Path, help="a new folder for the runs, which are deleted otherwise")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with nullcontext(options.keep) if options.keep else tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         demo.write(folder / "world", options.images, options.images // 4, 32, options.seed)
         print(f"{'':<24}{'ce':>8}{'gap / ln K':>11}{'used':>7}{'untrained':>11}{'20-NN %':>9}{'img/s':>8}")
         for name in options.only:

@@ -54,7 +54,8 @@ def test_msn_ablations(tmp_path: Path) -> None:
 
 def test_densecl_ablations(tmp_path: Path) -> None:
     rows = ["share 0 (MoCo v2)", "share 1, warm-up"]
-    arguments = [sys.executable, str(EXAMPLES / "densecl_ablations.py"), "--steps", "4", "--images", "160"]
+    short = ["--steps", "4", "--images", "160", "--keep", "runs"]
+    arguments = [sys.executable, str(EXAMPLES / "densecl_ablations.py"), *short]
     done = subprocess.run([*arguments, "--only", *rows], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     table = done.stdout.splitlines()[1:]
@@ -63,3 +64,4 @@ def test_densecl_ablations(tmp_path: Path) -> None:
         whole, dense, *percents = row[22:].split()
         assert 0 < float(whole) < 8 and (dense == "-") is ("MoCo" in row)
         assert len(percents) == 4 and all(0 <= float(x) <= 100 for x in percents)
+    assert len(list(tmp_path.glob("runs/*/weights"))) == 2

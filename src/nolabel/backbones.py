@@ -215,7 +215,10 @@ def backbone(
         model = timm.create_model(name, pretrained=False, num_classes=0, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         first = str(error).strip().partition("\n")[0][:300]
-        raise UsageError(f"timm could not build {name} with {str(options)[:300]}: {first}") from error
+        raise UsageError(
+            f"timm could not build {name} with {str(options)[:300]}: {first}.\n"
+            "Some recipes bring arguments for their own backbone: --backbone-args replaces them (alone: none)."
+        ) from error
     if isinstance(model, VisionTransformer):
         _initialize_vit(model)
     net = Backbone(model, name, {k: v for k, v in options.items() if k != "drop_path_rate"})

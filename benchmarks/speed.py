@@ -14,7 +14,7 @@ import io
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,13 +25,14 @@ from torchvision.transforms import functional as pil
 
 from nolabel.data.decode import decode, load, open_image
 from nolabel.data.loader import cut, whole
-from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, Drawn, View, draw, normalize
+from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, Drawn, View, applier, draw, fastest, normalize
 
 try:
     from lightly.transforms import DINOTransform
 except ImportError:
     DINOTransform = None
 
+FASTEST = fastest()
 Contender = Callable[[bytes, int], object]
 """A file and the number of the image -> its views."""
 
@@ -49,11 +50,12 @@ def dino(size: int, local_size: int, num_local: int) -> tuple[View, ...]:
     return (*globals_, *[View(local_size, (0.05, 0.4), blur=0.5)] * num_local)
 
 
-def ours(views: tuple[View, ...], full_decode: bool = False) -> Contender:
+def ours(views: tuple[View, ...], full_decode: bool = False, engine: Literal["torch", "numba"] = FASTEST) -> Contender:
     """What the loader does for an image, and the normalisation of the training step."""
+    make = applier(engine)
 
     def run(data: bytes, number: int) -> list[Tensor]:
-        crops = cut(data, views, [(0, 0, number, v) for v in range(len(views))], full_decode).views
+        crops = cut(data, views, [(0, 0, number, v) for v in range(len(views))], full_decode, make).views
         return [normalize(crop, IMAGENET_MEAN, IMAGENET_STD) for crop in crops]
 
     return run
@@ -123,7 +125,9 @@ def rows(seed: int) -> list[Row]:
         size, local_size, num_local = sizes
         title = f"2 x {size}" + (f" + {num_local} x {local_size}" if num_local else "") + f", {name}"
         views = dino(*sizes)
-        mine = {"nolabel": ours(views), "nolabel, worker of --augment device": decode_only(views)}
+        mine = {f"nolabel, {FASTEST}": ours(views), "nolabel, worker of --augment device": decode_only(views)}
+        if FASTEST != "torch":
+            mine["nolabel, torch"] = ours(views, engine="torch")
         if name.startswith("4000"):
             mine["nolabel, full decode"] = ours(views, full_decode=True)
         found.append(Row(title, sources[name], {**mine, **lightly(*sizes), "PIL": reference(views)}))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import nolabel
+from nolabel.views import fastest
 
 loop = importlib.import_module("nolabel.train")
 STEPS = 4
@@ -47,3 +48,22 @@ def test_a_run_on_the_device_is_the_run_on_the_cpu_and_resumes_exactly(
     weights = [tmp_path / name / "weights" / "model.safetensors" for name in ("again", "device", "cpu")]
     again, straight, other = (path.read_bytes() for path in weights)
     assert again == straight != other
+
+
+def test_a_run_from_before_the_setting_goes_on_with_torch(
+    tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, build, engines = tmp_path / "run", loop.build, []
+
+    def seen(*arguments: Any) -> Any:
+        job = build(*arguments)
+        engines.append(job.stream.engine)
+        return job
+
+    monkeypatch.setattr(loop, "build", seen)
+    nolabel.train("dino-small", **tiny | {"data": pictures / "train", "out": out, "steps": 1})
+    config = out / "config.yaml"
+    kept = [line for line in config.read_text(encoding="utf-8").splitlines(True) if "view_engine" not in line]
+    config.write_text("".join(kept), encoding="utf-8")
+    nolabel.resume(out, {"steps": 2})
+    assert engines == [fastest(), "torch"]

@@ -17,6 +17,7 @@ from nolabel.methods import METHODS, Method
 from nolabel.optim import optimizer
 from nolabel.recipes import find
 from nolabel.schedules import Clock
+from nolabel.views import applier
 
 Record = dict[str, Tensor | float]
 """What one step has to say: loss and metrics, scheduled values, seconds."""
@@ -84,7 +85,10 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
         config.batch_size,
         full_decode=config.full_decode,
         whole=config.augment == "device",
+        engine="numba" if config.view_engine == "numba" else "torch",  # auto in the settings of a run from before it
     )
+    if not stream.whole:
+        applier(stream.engine)  # compiled before there are processes that need it
     per_epoch = len(images.names) // config.batch_size
     total = config.steps or config.epochs * per_epoch
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")

@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as pil
 
-from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, Drawn, View, apply, normalize
+from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, Apply, Drawn, View, normalize
 
 HEIGHT, WIDTH = 48, 64
 PLAIN = Drawn((0, 0, 48, 48), False, (), False, 0.0, False)
@@ -48,14 +48,16 @@ def square() -> Tensor:
     return IMAGE[:, :, :48]
 
 
-def test_nothing_drawn_changes_nothing() -> None:
+def test_nothing_drawn_changes_nothing(apply: Apply) -> None:
     assert torch.equal(apply(IMAGE, SAME, PLAIN), square())
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [8, 24, 96])
 @pytest.mark.parametrize("box", [(0, 0, 48, 64), (5, 9, 31, 40), (40, 60, 8, 4), (7, 3, 1, 1)])
-def test_crop_and_resize_are_pillows(box: tuple[int, int, int, int], size: int, interpolation: str) -> None:
+def test_crop_and_resize_are_pillows(
+    apply: Apply, box: tuple[int, int, int, int], size: int, interpolation: str
+) -> None:
     """At most one level: both filter with antialiasing, and round at different places."""
     top, left, height, width = box
     filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -66,7 +68,7 @@ def test_crop_and_resize_are_pillows(box: tuple[int, int, int, int], size: int, 
     assert largest <= 1 and mean < 0.1
 
 
-def test_the_flip_is_horizontal() -> None:
+def test_the_flip_is_horizontal(apply: Apply) -> None:
     assert torch.equal(apply(IMAGE, SAME, PLAIN._replace(flip=True)), square().flip(2))
 
 
@@ -75,7 +77,9 @@ def test_the_flip_is_horizontal() -> None:
     [("brightness", ImageEnhance.Brightness), ("contrast", ImageEnhance.Contrast), ("saturation", ImageEnhance.Color)],
 )
 @pytest.mark.parametrize("factor", [0.0, 0.6, 0.93, 1.0, 1.4])
-def test_colour_operations_are_pillows(name: str, enhance: Callable[[Image.Image], object], factor: float) -> None:
+def test_colour_operations_are_pillows(
+    apply: Apply, name: str, enhance: Callable[[Image.Image], object], factor: float
+) -> None:
     expected = from_pil(enhance(to_pil(square())).enhance(factor))  # type: ignore[attr-defined]
     largest, mean = errors(apply(IMAGE, SAME, PLAIN._replace(jitter=((name, factor),))), expected)
     assert largest <= 1 and mean <= 1
@@ -84,7 +88,7 @@ def test_colour_operations_are_pillows(name: str, enhance: Callable[[Image.Image
 
 
 @pytest.mark.parametrize("shift", [-0.1, -0.03, 0.05, 0.1, 0.5])
-def test_the_hue_is_turned_like_pillows(shift: float) -> None:
+def test_the_hue_is_turned_like_pillows(apply: Apply, shift: float) -> None:
     """Pillow counts hue in 256 steps, we in floats: up to 14 levels apart at saturated colours, below 2 on average."""
     expected = from_pil(pil.adjust_hue(to_pil(square()), shift))
     largest, mean = errors(apply(IMAGE, SAME, PLAIN._replace(jitter=(("hue", shift),))), expected)
@@ -92,7 +96,7 @@ def test_the_hue_is_turned_like_pillows(shift: float) -> None:
     assert errors(square(), expected)[1] > 3
 
 
-def test_grayscale_is_pillows_luma_in_three_channels() -> None:
+def test_grayscale_is_pillows_luma_in_three_channels(apply: Apply) -> None:
     ours = apply(IMAGE, SAME, PLAIN._replace(grayscale=True))
     assert errors(ours, from_pil(to_pil(square()).convert("L")))[0] <= 1
     assert torch.equal(ours[0], ours[1]) and torch.equal(ours[0], ours[2])
@@ -111,7 +115,7 @@ def gaussian(image: Tensor, sigma: float) -> Tensor:
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 0.7, 1.0, 1.5, 2.0])
-def test_the_blur_is_gaussian(sigma: float) -> None:
+def test_the_blur_is_gaussian(apply: Apply, sigma: float) -> None:
     ours = apply(IMAGE, SAME, PLAIN._replace(sigma=sigma))
     assert errors(ours, gaussian(square(), sigma))[0] <= 1
     # DINO's views were blurred by Pillow: three box filters that come close, and a border repeated, not mirrored.
@@ -119,7 +123,7 @@ def test_the_blur_is_gaussian(sigma: float) -> None:
     assert largest <= 16 and mean < 1
 
 
-def test_solarize_turns_every_value_from_128_up() -> None:
+def test_solarize_turns_every_value_from_128_up(apply: Apply) -> None:
     ours = apply(IMAGE, SAME, PLAIN._replace(solarize=True))
     assert torch.equal(ours, from_pil(ImageOps.solarize(to_pil(square()), 128)))
     ramp = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, 16, 16)
@@ -128,7 +132,7 @@ def test_solarize_turns_every_value_from_128_up() -> None:
     assert torch.equal(apply(ramp, View(16, (1, 1)), drawn), expected.expand(3, 16, 16))
 
 
-def test_the_operations_come_in_the_order_of_the_paper() -> None:
+def test_the_operations_come_in_the_order_of_the_paper(apply: Apply) -> None:
     """Crop, flip, colours in their drawn order, grayscale, blur, solarize: one by one differs by its rounding only."""
     jitter = (("hue", 0.1), ("contrast", 1.4), ("brightness", 0.7), ("saturation", 1.2))
     drawn = Drawn((3, 5, 40, 50), True, jitter, False, 1.3, True)
@@ -157,7 +161,7 @@ def test_the_operations_come_in_the_order_of_the_paper() -> None:
     assert largest <= 3
 
 
-def test_the_result_is_a_new_contiguous_uint8_image_and_the_source_stays() -> None:
+def test_the_result_is_a_new_contiguous_uint8_image_and_the_source_stays(apply: Apply) -> None:
     before = IMAGE.clone()
     drawn = Drawn((3, 5, 40, 50), True, (("brightness", 1.2),), True, 0.5, True)
     out = apply(IMAGE, View(24, (1, 1)), drawn)
@@ -167,7 +171,7 @@ def test_the_result_is_a_new_contiguous_uint8_image_and_the_source_stays() -> No
     assert torch.equal(IMAGE, before)
 
 
-def test_nothing_random_is_left() -> None:
+def test_nothing_random_is_left(apply: Apply) -> None:
     drawn = Drawn((3, 5, 40, 50), True, (("hue", 0.05),), True, 1.5, True)
     states = random.getstate(), torch.random.get_rng_state()
     assert torch.equal(apply(IMAGE, SAME, drawn), apply(IMAGE, SAME, drawn))
@@ -175,7 +179,7 @@ def test_nothing_random_is_left() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4, 7])
-def test_tiny_crops_can_be_blurred(size: int) -> None:
+def test_tiny_crops_can_be_blurred(apply: Apply, size: int) -> None:
     out = apply(IMAGE, View(size, (1, 1)), PLAIN._replace(sigma=2.0))
     assert out.shape == (3, size, size)
 

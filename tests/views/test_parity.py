@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from nolabel.data import demo
-from nolabel.views import Drawn, View, apply, draw
+from nolabel.views import Apply, Drawn, View, draw
 
 MODES = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
 PLAIN = Drawn((0, 0, 0, 0), False, (), False, 0.0, False)
@@ -48,7 +48,7 @@ def source(seed: int) -> Tensor:
 IMAGES = [source(seed) for seed in range(6)]
 
 
-def differences(view: View, only: str) -> tuple[float, float]:
+def differences(apply: Apply, view: View, only: str) -> tuple[float, float]:
     """Largest and mean difference over drawn views, with all operations or only one of them."""
     found = []
     for i in range(18):
@@ -86,22 +86,22 @@ BOUNDS = {  # largest, mean
 
 @pytest.mark.parametrize("size", [32, 56])
 @pytest.mark.parametrize("only", BOUNDS)
-def test_parity(only: str, size: int) -> None:
+def test_parity(apply: Apply, only: str, size: int) -> None:
     view = View(size, (0.1, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=1.0, blur=1.0, solarize=0.2)
-    largest, mean = differences(view, only)
+    largest, mean = differences(apply, view, only)
     print(f"{only} {size} px: largest {largest:.0f}, mean {mean:.4f}")
     assert largest <= BOUNDS[only][0] and mean <= BOUNDS[only][1]
 
 
 @pytest.mark.parametrize("shift", [-0.5, -0.31, 0.2, 0.45, 0.5])
-def test_the_whole_circle_of_hues(shift: float) -> None:
+def test_the_whole_circle_of_hues(apply: Apply, shift: float) -> None:
     drawn = PLAIN._replace(box=(0, 0, 128, 128), jitter=(("hue", shift),))
     view = View(128, (1, 1))
     for image in IMAGES:
         assert (apply(image, view, drawn).int() - slow(image, view, drawn).int()).abs().max() <= 1
 
 
-def test_every_kind_of_colour_is_turned_exactly() -> None:
+def test_every_kind_of_colour_is_turned_exactly(apply: Apply) -> None:
     """Grey, saturated, two channels equal, black, white: Python's HSV, pixel by pixel."""
     levels = (0, 1, 100, 128, 254, 255)
     colors = [(r, g, b) for r in levels for g in levels for b in levels]  # 216
@@ -115,7 +115,7 @@ def test_every_kind_of_colour_is_turned_exactly() -> None:
 
 
 @pytest.mark.parametrize("size", [7, 32, 97, 224])
-def test_the_number_of_threads_changes_no_pixel(size: int) -> None:
+def test_the_number_of_threads_changes_no_pixel(apply: Apply, size: int) -> None:
     view = View(size, (0.1, 1.0), blur=1.0, solarize=0.2, jitter_p=1.0)
     before, found = torch.get_num_threads(), []
     try:
@@ -128,7 +128,7 @@ def test_the_number_of_threads_changes_no_pixel(size: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def test_the_layout_in_memory_changes_no_pixel() -> None:
+def test_the_layout_in_memory_changes_no_pixel(apply: Apply) -> None:
     view = View(32, (0.1, 1.0), blur=1.0, jitter_p=1.0)
     for i, image in enumerate(IMAGES):
         drawn = draw(view, (0, 0, i, 0), 128, 128)

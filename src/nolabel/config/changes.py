@@ -17,7 +17,8 @@ CLASSES: dict[str, Class] = {
         "safe",
     ),
     # What gives another run from here on.
-    **dict.fromkeys(("stretch", "micro_batch", "precision", "threads", "compile", "full_decode", "augment"), "allow"),
+    **dict.fromkeys(("stretch", "micro_batch", "precision", "threads", "compile"), "allow"),
+    **dict.fromkeys(("full_decode", "augment", "view_engine"), "allow"),
     **dict.fromkeys(("lr", "start_lr", "min_lr", "warmup_epochs", "lr_by_epoch"), "allow"),
     **dict.fromkeys(("weight_decay", "weight_decay_end", "clip_grad", "clip", "sgd_momentum"), "allow"),
     # What the state does not fit, or what would make the past of the run untrue.

@@ -11,7 +11,7 @@ from nolabel import distributed
 from nolabel.config.schema import TrainConfig
 from nolabel.errors import DataError, UsageError
 from nolabel.schedules import fit_warmup
-from nolabel.views import View
+from nolabel.views import View, fastest
 
 LOWEST = {
     **dict.fromkeys(("batch_size", "epochs", "steps", "micro_batch", "threads", "keep_checkpoints"), 1),
@@ -49,6 +49,7 @@ def resolve(config: TrainConfig[Any], num_images: int, world_size: int, device: 
         "micro_batch": share,
         "workers": workers,
         "augment": "cpu",
+        "view_engine": fastest(),
         # Threads beyond the free processors wait for each other.
         "threads": max(1, local - workers) if on_cpu else 1,
         "log_every": max(1, min(50, total // 200)),

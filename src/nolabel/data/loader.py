@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from time import perf_counter
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from nolabel.data.images import BadFile, Images, printable, read, too_many_bad
 from nolabel.data.order import images_at
 from nolabel.data.workers import MAX_RESTARTS, DeadWorker, restarted, survives
 from nolabel.errors import DataError
-from nolabel.views import Drawn, Sources, View, apply, draw, reduced, reduction, table
+from nolabel.views import Apply, Drawn, Sources, View, applier, apply, draw, reduced, reduction, table
 
 
 class Stream(NamedTuple):
@@ -36,6 +36,8 @@ class Stream(NamedTuple):
     """Decode large JPEGs in full, not at 1/2, 1/4 or 1/8 where the crops allow it: slower, other pixels, same crops."""
     whole: bool = False
     """Send whole images and the parameters of their views: the device cuts them."""
+    engine: Literal["torch", "numba"] = "torch"
+    """What makes the views otherwise: `views.engine`."""
 
 
 class Batch(NamedTuple):
@@ -164,14 +166,16 @@ class _Views(Dataset[Item | DataError]):
             return error
 
 
-def cut(data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool = False) -> Crops:
-    """The views (3, size, size) uint8 of the image in `data`; BadImage where it cannot be decoded.
+def cut(
+    data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool = False, make: Apply = apply
+) -> Crops:
+    """The views (3, size, size) uint8 of the image in `data`, by `make`; BadImage where it cannot be decoded.
 
     The parameters are drawn first, from the size in the header, so they do not depend on the size it is decoded at.
     """
     image, drawn, decode_ms, draw_ms = _decoded(data, views, keys, full_decode)
     started = perf_counter()
-    crops = [apply(image, view, one) for view, one in zip(views, drawn, strict=True)]
+    crops = [make(image, view, one) for view, one in zip(views, drawn, strict=True)]
     return Crops(crops, decode_ms, draw_ms + 1000 * (perf_counter() - started))
 
 
@@ -214,7 +218,10 @@ def _first_good(stream: Stream, epoch: int, sample: int, known: dict[int, BadFil
                 started = perf_counter()
                 data = read(images, index)
                 reading = 1000 * (perf_counter() - started)
-                crops = (whole if stream.whole else cut)(data, stream.views, keys, stream.full_decode)
+                if stream.whole:
+                    crops = whole(data, stream.views, keys, stream.full_decode)
+                else:
+                    crops = cut(data, stream.views, keys, stream.full_decode, applier(stream.engine))
                 return crops._replace(decode_ms=crops.decode_ms + reading), bad
         except BadImage as error:
             known[index] = BadFile(images.names[index], error.reason, error.detail, len(data))

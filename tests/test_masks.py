@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nolabel.errors import UsageError
-from nolabel.masks import draw_keep, num_kept
+from nolabel.masks import draw_keep, mass_mask, num_kept
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -73,3 +73,48 @@ def test_every_set_is_as_likely_as_any_other() -> None:
     expected = 10_000 / 10
     chi2 = sum((n - expected) ** 2 / expected for n in drawn.values())
     assert chi2 < 27.9  # the 0.1 % point of 9 degrees of freedom
+
+
+def test_mass_mask_by_hand() -> None:
+    """Shares 0.1, 0.2, 0.3, 0.4 add up to 0.1, 0.3, 0.6, 1.0; kept is what is above 1 - keep."""
+    maps = torch.tensor([[[0.2, 0.4], [0.6, 0.8]]])
+    assert mass_mask(maps, 0.6).flatten().tolist() == [False, False, True, True]
+    assert mass_mask(maps, 0.8).flatten().tolist() == [False, True, True, True]
+    assert mass_mask(maps, 0.3).flatten().tolist() == [False, False, False, True]
+    assert mass_mask(maps, 1.0).all()
+    assert not mass_mask(torch.zeros(1, 2, 2)).any()
+
+
+def slow_mass_mask(values: list[float], keep: float) -> list[bool]:
+    """The words of A5.8, one entry after the other."""
+    total, below = sum(values), 0.0
+    kept = [False] * len(values)
+    for i in sorted(range(len(values)), key=lambda i: values[i]):
+        below += values[i] / total
+        kept[i] = below > 1 - keep
+    return kept
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.6, 0.8, 1.0])
+def test_mass_mask_equals_the_slow_one_and_holds_the_mass(keep: float) -> None:
+    maps = torch.rand(5, 7, 9, generator=torch.Generator().manual_seed(0)).pow(4).double()
+    masks = mass_mask(maps, keep)
+    assert masks.shape == maps.shape
+    for values, mask in zip(maps.flatten(1), masks.flatten(1), strict=True):
+        assert mask.tolist() == slow_mass_mask(values.tolist(), keep)
+        share = values[mask].sum() / values.sum()
+        assert share >= keep - 1e-9
+        assert share - values[mask].min() / values.sum() < keep  # one less would not be enough
+        assert (values[mask].min() > values[~mask].max()) if (~mask).any() else keep == 1.0
+
+
+def test_mass_mask_of_one_peak_is_that_peak() -> None:
+    maps = torch.full((1, 4, 4), 0.01)
+    maps[0, 2, 1] = 5.0
+    assert mass_mask(maps).nonzero().tolist() == [[0, 2, 1]]
+
+
+@pytest.mark.parametrize("keep", [0.0, -0.1, 1.1, 60.0])
+def test_mass_mask_refuses_what_is_no_share(keep: float) -> None:
+    with pytest.raises(ValueError, match="share"):
+        mass_mask(torch.ones(1, 2, 2), keep)

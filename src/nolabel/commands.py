@@ -24,7 +24,7 @@ from nolabel.estimate import estimate, format_estimate
 from nolabel.evals.all import EVERY, format_all
 from nolabel.evals.protocol import EvalConfig, format_result
 from nolabel.job import config_from, recipe_config
-from nolabel.plots import attention_clip, attention_sheet, pca_sheet, prepare, show_matches
+from nolabel.plots import attention_clip, attention_sheet, clip_frames, pca_sheet, prepare, show_matches
 from nolabel.report import report
 from nolabel.run import Run
 from nolabel.train import resume, train
@@ -151,7 +151,7 @@ class ShowOptions:
     limit: int = 32
     """Images taken from a folder."""
     clip: bool = False
-    """attention: the images are frames, in the order of their names; write one animation instead of sheets."""
+    """attention: the images are frames in the order of their names, or one GIF or WebP; write one animation."""
     device: str = "auto"
     backbone: str | None = None
     """timm name of a bare weight file."""
@@ -191,8 +191,8 @@ def _show(args: list[str]) -> None:
 
 def _open(options: ShowOptions) -> list[tuple[str, Any]]:
     """Names and pixels of the images; those that cannot be read are named on stderr."""
-    opened = []
-    for path in options.images:
+    opened = clip_frames(options.images, options.limit) if options.clip else []
+    for path in options.images if not opened else ():
         if not path.exists():
             raise DataError(f"{path} does not exist. Expected image files or folders of them.")
         images = scan(path) if path.is_dir() or path.suffix.lower() not in SUFFIXES else None

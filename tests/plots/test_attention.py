@@ -10,7 +10,6 @@ from nolabel.errors import UsageError
 from nolabel.plots.attention import (
     attention_maps,
     attention_sheet,
-    mass_mask,
     prepare,
     similarity_map,
     snapshot,
@@ -54,41 +53,6 @@ def bright_patch(row: int, column: int, rows: int = 4, columns: int = 6) -> Tens
     image = torch.zeros(3, rows * 8, columns * 8)
     image[:, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] = 9.0
     return image
-
-
-def slow_mass_mask(values: list[float], keep: float) -> list[bool]:
-    """The words of A5.8, one entry after the other."""
-    total, below = sum(values), 0.0
-    kept = [False] * len(values)
-    for i in sorted(range(len(values)), key=lambda i: values[i]):
-        below += values[i] / total
-        kept[i] = below > 1 - keep
-    return kept
-
-
-@pytest.mark.parametrize("keep", [0.1, 0.6, 0.8, 1.0])
-def test_mass_mask_equals_the_slow_one_and_holds_the_mass(keep: float) -> None:
-    maps = torch.rand(5, 7, 9, generator=torch.Generator().manual_seed(0)).pow(4).double()
-    masks = mass_mask(maps, keep)
-    assert masks.shape == maps.shape
-    for values, mask in zip(maps.flatten(1), masks.flatten(1), strict=True):
-        assert mask.tolist() == slow_mass_mask(values.tolist(), keep)
-        share = values[mask].sum() / values.sum()
-        assert share >= keep - 1e-9
-        assert share - values[mask].min() / values.sum() < keep  # one less would not be enough
-        assert (values[mask].min() > values[~mask].max()) if (~mask).any() else keep == 1.0
-
-
-def test_mass_mask_of_one_peak_is_that_peak() -> None:
-    maps = torch.full((1, 4, 4), 0.01)
-    maps[0, 2, 1] = 5.0
-    assert mass_mask(maps).nonzero().tolist() == [[0, 2, 1]]
-
-
-@pytest.mark.parametrize("keep", [0.0, -0.1, 1.1, 60.0])
-def test_mass_mask_refuses_what_is_no_share(keep: float) -> None:
-    with pytest.raises(ValueError, match="share"):
-        mass_mask(torch.ones(1, 2, 2), keep)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,12 @@
 from nolabel.plots.attention import (
     attention_maps,
     attention_sheet,
-    mass_mask,
     prepare,
     similarity_map,
     snapshot,
     upsample,
 )
-from nolabel.plots.clip import attention_clip
+from nolabel.plots.clip import attention_clip, clip_frames
 from nolabel.plots.colors import CATEGORICAL, colormap
 from nolabel.plots.matches import matches_sheet, show_matches
 from nolabel.plots.pca import Basis, pca_basis, pca_rgb, pca_sheet
@@ -20,8 +19,8 @@ __all__ = [
     "attention_clip",
     "attention_maps",
     "attention_sheet",
+    "clip_frames",
     "colormap",
-    "mass_mask",
     "matches_sheet",
     "pca_basis",
     "pca_rgb",

@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as VF
 
 from nolabel.backbones import Backbone, cosine_to_pooled
+from nolabel.masks import mass_mask
 from nolabel.plots.colors import CATEGORICAL, colormap
 from nolabel.plots.sheet import FAINT, INK, PAGE, Tile, font, sheet, tile_size, to_image
 from nolabel.views import normalize
@@ -51,20 +52,6 @@ def similarity_map(backbone: Backbone, image: Tensor) -> Tensor:
     with looking(backbone) as device:
         features = backbone(image[None].to(device))
         return cosine_to_pooled(features).float().view(-1, *features.grid).cpu()
-
-
-def mass_mask(maps: Tensor, keep: float = 0.6) -> Tensor:
-    """The largest entries of each map (..., rows, columns) that hold the share `keep` of its sum: bool.
-
-    As the authors: sort ascending, normalise, and keep what has a cumulative sum above 1 - keep. The main
-    text of the paper keeps 60 %, its appendix 80 %.
-    """
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep is a share of the attention: above 0 and at most 1, not {keep}.")
-    values, order = maps.flatten(-2).double().sort(dim=-1)
-    share = values / values.sum(-1, keepdim=True)
-    kept = share.cumsum(-1) > 1 - keep
-    return torch.zeros_like(kept).scatter(-1, order, kept).view(maps.shape)
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A clip with the attention of each frame beside it, as one animation.
+"""A clip with the attention of each frame beside it, as one animation; and the frames of a clip that is one file.
 
 After Caron et al. 2021: the mean over the heads, in inferno.
 """
@@ -6,15 +6,45 @@ After Caron et al. 2021: the mean over the heads, in inferno.
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from nolabel.backbones import Backbone
+from nolabel.data.decode import open_image, to_rgb
+from nolabel.errors import DataError
 from nolabel.plots.attention import attention_maps, similarity_map, upsample
 from nolabel.plots.colors import colormap
 from nolabel.plots.sheet import to_image
 
 _HEIGHT = 240
+_ANIMATIONS = (".gif", ".webp", ".png", ".apng")
+_VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+
+
+def clip_frames(paths: Sequence[Path], limit: int) -> list[tuple[str, Tensor]]:
+    """Names and pixels (3, H, W) uint8 of at most `limit` frames, where `paths` is one GIF, WebP or PNG; else none.
+
+    Raises DataError for a video file, which needs a decoder of its own, and for a frame that can't be read.
+    """
+    if len(paths) != 1 or not paths[0].is_file() or paths[0].suffix.lower() not in _ANIMATIONS + _VIDEOS:
+        return []
+    path, frames = paths[0], list[tuple[str, Tensor]]()
+    if path.suffix.lower() in _VIDEOS:
+        raise DataError(
+            f"{path} is a video file, and nolabel reads frames: a folder of images, or an animated GIF, WebP or PNG.\n"
+            f"Make frames of it: mkdir frames && ffmpeg -i {path} frames/%05d.png"
+        )
+    try:
+        file = open_image(path.read_bytes()).file
+        for index in range(min(getattr(file, "n_frames", 1), limit)):
+            file.seek(index)
+            pixels = np.array(to_rgb(file))
+            frames.append((f"{path.stem}-{index:05d}", torch.from_numpy(pixels).permute(2, 0, 1)))
+    except Exception as error:  # Pillow raises nearly anything on damaged files
+        raise DataError(f"{path} cannot be read at frame {len(frames)}: {error}.") from None
+    return frames
 
 
 def attention_clip(

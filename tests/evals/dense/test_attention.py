@@ -12,9 +12,8 @@ from PIL import Image
 from nolabel.backbones import backbone
 from nolabel.data import demo
 from nolabel.errors import DataError, UsageError
-from nolabel.evals.dense.attention import AttentionConfig, attention_of, evaluate_attention, head_scores, kept
+from nolabel.evals.dense.attention import AttentionConfig, attention_of, evaluate_attention, head_scores
 from nolabel.evals.dense.iou import VOID
-from nolabel.plots import mass_mask
 from nolabel.weights import Loaded
 
 SMALL = AttentionConfig(short_side=64)
@@ -39,21 +38,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (root / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(root / folder / f"{i}.png")
     return root
-
-
-def test_the_kept_share_by_hand() -> None:
-    """Shares 0.1, 0.2, 0.3, 0.4 add up to 0.1, 0.3, 0.6, 1.0; kept is what is above 1 - share."""
-    maps = torch.tensor([[[0.2, 0.4], [0.6, 0.8]]])
-    assert kept(maps, 0.6).flatten().tolist() == [False, False, True, True]
-    assert kept(maps, 0.8).flatten().tolist() == [False, True, True, True]
-    assert kept(maps, 0.3).flatten().tolist() == [False, False, False, True]
-    assert kept(maps, 1.0).all()
-
-
-def test_the_kept_share_is_that_of_the_pictures() -> None:
-    maps = torch.rand(5, 6, 7, generator=torch.Generator().manual_seed(0))
-    for share in (0.1, 0.6, 0.8):
-        assert torch.equal(kept(maps, share), mass_mask(maps, share))
 
 
 def test_head_scores_by_hand() -> None:

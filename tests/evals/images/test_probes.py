@@ -89,17 +89,17 @@ def test_a_head_is_that_of_plain_torch(head: Head) -> None:
     x, _ = blobs(40, 2)
     for i, lr in enumerate(lrs):
         expected = by_hand(head, lr)(x)
-        start = Heads(head, 1, 3, 8).eval()(x)[:, 0]
-        torch.testing.assert_close(heads(x)[:, i], expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(heads.only(i)(x)[:, 0], expected, rtol=1e-4, atol=1e-5)
+        start = Heads(head, 1, 3, 8).eval()(x)[0].T
+        torch.testing.assert_close(heads(x)[i].T, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(heads.only(i)(x)[0].T, expected, rtol=1e-4, atol=1e-5)
         assert (expected - start).abs().max() > 1e-3  # it moved
 
 
 def test_schedules() -> None:
     x, _ = blobs(40, 2)
-    torch.testing.assert_close(trained("plain", [3.0], by_epoch=True)(x)[:, 0], by_hand("plain", 3.0, by_epoch=True)(x))
+    torch.testing.assert_close(trained("plain", [3.0], by_epoch=True)(x)[0].T, by_hand("plain", 3.0, by_epoch=True)(x))
     torch.testing.assert_close(
-        trained("batchnorm", [8.0], warmup_steps=4)(x)[:, 0],
+        trained("batchnorm", [8.0], warmup_steps=4)(x)[0].T,
         by_hand("batchnorm", 8.0, warmup=4)(x),
         rtol=1e-4,
         atol=1e-5,
@@ -111,7 +111,7 @@ def test_settings_do_not_touch_each_other(head: Head) -> None:
     """Not even one that explodes."""
     alone, together = trained(head, [0.5]), trained(head, [0.5, 1e30, 2.0])
     x, labels = blobs(40, 2)
-    torch.testing.assert_close(together(x)[:, 0], alone(x)[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together(x)[0], alone(x)[0], rtol=1e-4, atol=1e-5)
     scores = score(together, x, labels).top1
     assert math.isfinite(scores[0]) and math.isfinite(scores[2])
     if head == "plain":

@@ -25,6 +25,7 @@ from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, u
 from nolabel.evals.shared.features import PRECISIONS
 from nolabel.evals.shared.results import data_name, write_result
 from nolabel.evals.shared.trees import check_same_size, read_mask, tree_fingerprint
+from nolabel.masks import mass_mask
 from nolabel.views import normalize
 from nolabel.weights import Loaded
 
@@ -89,23 +90,13 @@ def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
     return {f"Jaccard {share} %": value for share, value in metrics["jaccard"].items()}
 
 
-def kept(maps: Tensor, share: float) -> Tensor:
-    """The largest entries of each map (H, rows, columns), not negative, that hold `share` of its sum: bool.
-
-    As the authors: sort ascending, normalise, and keep what has a cumulative sum above 1 - share.
-    """
-    values, order = maps.flatten(1).double().sort(dim=1, stable=True)
-    cumulative = values.cumsum(1) / values.sum(1, keepdim=True).clamp_min(1e-300)
-    return torch.zeros_like(order, dtype=torch.bool).scatter(1, order, cumulative > 1 - share).view(maps.shape)
-
-
 def head_scores(maps: Tensor, truth: Tensor, objects: Sequence[int], keep: Sequence[float]) -> Tensor:
     """Jaccard index (objects, shares, heads) of masks from maps (H, rows, columns) with classes `truth` (H, W).
 
     The masks are enlarged to the truth's size by nearest neighbours; VOID pixels count for nothing.
     """
     size = (truth.shape[0], truth.shape[1])
-    masks = torch.stack([kept(maps, share) for share in keep]).float()
+    masks = torch.stack([mass_mask(maps, share) for share in keep]).float()
     large = F.interpolate(masks, size=size, mode="nearest-exact").bool()  # (shares, heads, H, W)
     known = truth != VOID
     return torch.stack([jaccard(large, (truth == i).expand_as(large), known) for i in objects])

@@ -102,7 +102,7 @@ def evaluate_segmentation(
     ways = [way for way in config.ways if way != "finetune"]
     frozen = measure_frozen(loaded, masked, test, config, ways) if ways else Frozen({"weights": {}}, 0, [])
     times.append(time.perf_counter())
-    metrics, settings, notes = frozen.scores.pop("weights"), _settings(loaded, config), [*masked.notes]
+    metrics, settings = frozen.scores.pop("weights"), _settings(loaded, config)
     if ways:
         settings["num_patches"] = frozen.num_patches
     if "finetune" in config.ways:
@@ -110,9 +110,6 @@ def evaluate_segmentation(
         metrics["finetune"] = _finetune(loaded, masked, test, config, schedule, head)
         settings["finetune"] = {"head": head, **schedule._asdict()}
     times.append(time.perf_counter())
-    if frozen.unseen:
-        more = " ..." * (len(frozen.unseen) > 8)
-        notes.append(f"without a pixel in train, so never found: {', '.join(frozen.unseen[:8])}{more}")
     result = {
         "protocol": "segmentation",
         "version": VERSION,
@@ -121,7 +118,7 @@ def evaluate_segmentation(
         "settings": settings,
         "data": _describe(data, masked, test),
         "seed": config.seed,
-        "notes": notes,
+        "notes": [*masked.notes, *_unseen(frozen)],
     }
     if out is not None:
         seconds = {"frozen": times[1] - times[0], "finetune": times[2] - times[1]}
@@ -281,6 +278,11 @@ def _settings(loaded: Loaded, config: SegmentationConfig) -> dict[str, Any]:
     names = ("ways", "output_stride", "k", "temperature", "bank_size", "max_patches", "epochs", "lr")
     chosen = {name: getattr(config, name) for name in names}
     return describe_weights(loaded, config) | {"short_side": _short_side(loaded, config)} | chosen
+
+
+def _unseen(frozen: Frozen) -> list[str]:
+    names = ", ".join(frozen.unseen[:8]) + " ..." * (len(frozen.unseen) > 8)
+    return [f"without a pixel in train, so never found: {names}"] if names else []
 
 
 def _describe(data: str | Path, masked: Masked, test: str) -> dict[str, Any]:

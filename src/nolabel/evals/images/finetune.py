@@ -17,7 +17,7 @@ from nolabel.evals.images.shots import draw_rows, read_list
 from nolabel.evals.protocol import EvalConfig, describe_weights, untrained
 from nolabel.evals.shared.features import FeatureTable, decoded
 from nolabel.evals.shared.results import write_result
-from nolabel.evals.shared.tables import describe_data, make_tables, pick, roles_with_test, tenth
+from nolabel.evals.shared.tables import describe_data, make_tables, pick, roles_with_test, tenth, usable
 from nolabel.progress import progress
 from nolabel.run import write_json
 from nolabel.weights import Loaded, save_weights
@@ -166,12 +166,6 @@ def readable(part: LabelledImages, config: EvalConfig) -> FeatureTable:
     found = list(decoded(part, _nothing, 64, config.workers))
     labels = torch.cat([batch.labels for batch in found])
     return FeatureTable(torch.empty(len(labels), 0), labels, tuple(name for batch in found for name in batch.ids))
-
-
-def usable(part: LabelledImages, table: FeatureTable) -> LabelledImages:
-    """The images of `part` that are in `table`."""
-    there = set(table.ids)
-    return pick(part, [i for i, name in enumerate(part.images.names) if name in there])
 
 
 def _nothing(image: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from nolabel.evals.shared.features import FeatureTable, raw_pixels
 from nolabel.evals.shared.labelled import Roles
 from nolabel.evals.shared.pieces import Layout, Piece, depth, pieces_of
 from nolabel.evals.shared.results import write_result, write_tensors
-from nolabel.evals.shared.tables import Tables, check_tables, describe_data, pick, roles_with_test
+from nolabel.evals.shared.tables import Tables, check_tables, describe_data, pick, roles_with_test, usable
 from nolabel.schedules import fit_warmup
 from nolabel.weights import Loaded
 
@@ -188,23 +188,23 @@ def _probe(
     first = next(iter(layouts))
     tables = Tables(*(s and FeatureTable(s.features[first], s.labels.cpu(), s.ids) for s in (train, val, test)))  # type: ignore[arg-type]
     check_tables(parts, tables)
-    batches = partial(_augmented, loaded, parts.train, train.ids, layouts, config) if config.augment else None
+    batches = (
+        partial(_augmented, loaded, usable(parts.train, tables.train), layouts, config) if config.augment else None
+    )
     return Probe(train, val, test, len(parts.train.classes), batches), tables
 
 
 def _augmented(
     loaded: Loaded,
     labelled: LabelledImages,
-    ids: Sequence[str],
     layouts: Mapping[Layout, list[Piece]],
     config: LinearConfig,
     rows: Tensor,
     wanted: Sequence[Layout],
     plan: Plan,
 ) -> Iterator[tuple[dict[Layout, Tensor], Tensor]]:
-    """Batches of random crops of the rows of `ids`, the images of `labelled` that can be read."""
-    chosen = {ids[row] for row in rows.tolist()}
-    some = pick(labelled, [i for i, name in enumerate(labelled.images.names) if name in chosen])
+    """Batches of random crops of the given rows of `labelled`, whose images can all be read."""
+    some = pick(labelled, rows.tolist())
     view = train_view(config.image_size or loaded.image_size, "bicubic" if config.head == "batchnorm" else "bilinear")
     used = {layout: layouts[layout] for layout in wanted}
     return augmented_batches(loaded, some, view, used, config.interleaved, config, plan)

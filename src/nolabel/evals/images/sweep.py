@@ -69,7 +69,7 @@ def sweep(probe: Probe, layouts: Sequence[Layout], lrs: Sequence[float], plan: C
     rows = torch.arange(len(probe.train.ids))
     if len(layouts) * len(lrs) == 1:
         heads, steps = _train(probe, rows, layouts, lrs, plan)
-        return _best(probe, heads[layouts[0]], layouts[0], lrs[0], "nothing", False, [], steps)
+        return _best(probe, heads[layouts[0]], layouts[0], lrs[0], "nothing", [], steps)
     val, chosen_on, learned = probe.val, "val", rows
     if val is None:
         held = tenth(FeatureTable(torch.empty(0), probe.train.labels.cpu(), probe.train.ids), least=1)
@@ -93,7 +93,7 @@ def sweep(probe: Probe, layouts: Sequence[Layout], lrs: Sequence[float], plan: C
     if probe.val is None:
         again, steps = _train(probe, rows, [layout], [lr], plan)
         head = again[layout]
-    return _best(probe, head, layout, lr, chosen_on, probe.val is None, tried, steps)
+    return _best(probe, head, layout, lr, chosen_on, tried, steps)
 
 
 def _train(
@@ -121,7 +121,6 @@ def _best(
     layout: Layout,
     lr: float,
     chosen_on: str,
-    retrained: bool,
     tried: list[dict[str, Any]],
     steps: int,
 ) -> Best:
@@ -129,7 +128,7 @@ def _best(
     top1, top5 = _rounded(found.top1[0]), _rounded(found.top5[0])
     if top1 is None or top5 is None:
         raise NumericError(f"The classifier with learning rate {lr:g} became infinite: give smaller --lrs.")
-    return Best(layout, lr, top1, top5, chosen_on, retrained, tried, head, steps)
+    return Best(layout, lr, top1, top5, chosen_on, bool(tried) and probe.val is None, tried, head, steps)
 
 
 def _rounded(percent: float) -> float | None:

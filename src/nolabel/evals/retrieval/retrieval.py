@@ -58,10 +58,7 @@ def evaluate_retrieval(
     times = [time.perf_counter()]
     scores = _measure(truth, _network(loaded, config), config, other)
     times.append(time.perf_counter())
-    floor = {}
-    if config.floor:
-        floor = {name: _measure(truth, descriptor, config, None) for name, descriptor in RAW_FLOORS.items()}
-        floor["random_weights"] = _measure(truth, _network(untrained(loaded, config.seed), config), config, other)
+    floor = _floor(loaded, truth, config, other) if config.floor else {}
     times.append(time.perf_counter())
     result = {
         "protocol": "retrieval",
@@ -135,6 +132,14 @@ def _measure(
         learned = learn_whitening(_features(other, descriptor, config, whole=False), centered=True)
         database, queries = whiten(database, learned), whiten(queries, learned)
     return score(queries, database, truth.truths, KS, config.device)
+
+
+def _floor(
+    loaded: Loaded, truth: GroundTruth, config: RetrievalConfig, other: Images | None
+) -> dict[str, dict[str, Score]]:
+    floor = {name: _measure(truth, descriptor, config, None) for name, descriptor in RAW_FLOORS.items()}
+    random = _network(untrained(loaded, config.seed), config)
+    return floor | {"random_weights": _measure(truth, random, config, other)}
 
 
 def _features(

@@ -67,6 +67,12 @@ def pick(labelled: LabelledImages, rows: Sequence[int]) -> LabelledImages:
     return labelled._replace(images=images, labels=tuple(labelled.labels[i] for i in rows))
 
 
+def usable(part: LabelledImages, table: FeatureTable) -> LabelledImages:
+    """The images of `part` that are in `table`, in its order."""
+    there = set(table.ids)
+    return pick(part, [i for i, name in enumerate(part.images.names) if name in there])
+
+
 def tenth(table: FeatureTable, least: int = 0) -> Tensor:
     """(N,) bool: a fixed tenth of each class, rounded down but at least `least` of its images, never all of them."""
     ranks = torch.tensor(rank_in_class(table.ids, table.labels.tolist()))

@@ -78,9 +78,15 @@ def reference(views: tuple[View, ...]) -> Contender:
 
 
 def plain(image: Image.Image, view: View, drawn: Drawn) -> Tensor:
+    """One view with Pillow, as a normalised tensor."""
+    return pil.normalize(pil.to_tensor(plain_pixels(image, view, drawn)), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def plain_pixels(image: Image.Image, view: View, drawn: Drawn) -> Image.Image:
     """One view with Pillow."""
     top, left, height, width = drawn.box
-    x = pil.resized_crop(image, top, left, height, width, [view.size] * 2, pil.InterpolationMode.BICUBIC)
+    mode = pil.InterpolationMode(view.interpolation)
+    x = pil.resized_crop(image, top, left, height, width, [view.size] * 2, mode)
     if drawn.flip:
         x = pil.hflip(x)
     for name, factor in drawn.jitter:
@@ -91,7 +97,7 @@ def plain(image: Image.Image, view: View, drawn: Drawn) -> Tensor:
         x = x.filter(ImageFilter.GaussianBlur(drawn.sigma))
     if drawn.solarize:
         x = ImageOps.solarize(x)
-    return pil.normalize(pil.to_tensor(x), IMAGENET_MEAN, IMAGENET_STD)
+    return x
 
 
 def lightly(size: int, local_size: int, num_local: int) -> dict[str, Contender]:

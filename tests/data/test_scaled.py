@@ -10,7 +10,7 @@ from PIL import Image
 
 from nolabel.data import decode as module
 from nolabel.data import demo
-from nolabel.data.decode import decode, load, open_image
+from nolabel.data.decode import decode, examine, load, open_image
 from nolabel.data.loader import cut
 from nolabel.views import View, draw, reduced, reduction
 
@@ -48,24 +48,39 @@ def test_the_pixels_are_those_of_pillow(kind: str, factor: int) -> None:
     assert torch.equal(image, torch.from_numpy(by_pillow(data, factor)).permute(2, 0, 1))
 
 
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("Pillow was asked")
+
+
+@pytest.mark.parametrize("kind", ["444", "420", "progressive", "gray", "restart"])
+def test_a_plain_jpeg_is_read_without_pillow(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, facts = examine(jpeg(kind))
+    monkeypatch.setattr(module.Image, "open", refuse)
+    assert torch.equal(decode(jpeg(kind)), pixels)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "_plain_jpeg", lambda _: None)  # Pillow opens it
+    other, by_pillow_too = examine(jpeg(kind))
+    assert torch.equal(other, pixels) and by_pillow_too == facts
+
+
 @pytest.mark.parametrize("kind", ["420", "gray"])
-def test_simplejpeg_did_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = decode(jpeg(kind))
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("Pillow decoded")
-
-    opened = open_image(jpeg(kind))
+def test_a_turned_photo_is_opened_by_pillow_and_decoded_by_simplejpeg(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = jpeg(kind, exif=exif)
+    opened, upright = open_image(data), decode(jpeg(kind)).rot90(-1, (1, 2))
     monkeypatch.setattr(opened.file, "load", refuse)
-    assert torch.equal(load(opened), expected)
+    assert torch.equal(load(opened), upright) and opened.facts.height == 117
 
 
 def test_what_simplejpeg_refuses_is_judged_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
+    def doubt(*_: object, **__: object) -> None:
         raise ValueError("a doubt")
 
     expected = {factor: load(open_image(jpeg("420")), factor) for factor in (1, 4)}
-    monkeypatch.setattr(module.simplejpeg, "decode_jpeg", refuse)
+    monkeypatch.setattr(module.simplejpeg, "decode_jpeg", doubt)
     for factor, image in expected.items():
         assert torch.equal(load(open_image(jpeg("420")), factor), image)
 

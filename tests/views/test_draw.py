@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 
 from nolabel.views import Drawn, View, draw
-from nolabel.views.draw import generator
+from nolabel.views.draw import _reused, generator
 
 NUM = 4000
 GLOBAL = View(224, (0.4, 1.0), blur=0.1, solarize=0.2)
@@ -169,3 +169,12 @@ def test_a_generator_has_three_counters_that_do_not_overlap() -> None:
         for c in itertools.product(range(4), repeat=3)
     }
     assert len(draws) == 2 * 4**3
+
+
+def test_a_generator_that_is_used_again_draws_what_a_new_one_does() -> None:
+    for key in ((0, 0, 0, 0), (3, 2, 1, 0), (2**70 + 5, 10**9, 2**40, 11)):
+        found = []
+        for make in (generator, _reused):
+            rng = make(*key)
+            found.append([*rng.random(5), rng.integers(100), *rng.permutation(4), rng.uniform(2, 3)])
+        assert found[0] == found[1]

@@ -41,6 +41,7 @@ _UPRIGHT = {
 _ALPHA = ("RGBA", "LA", "PA")
 _MAYBE_ALPHA = ("RGB", "L", "1", "P")  # with a transparent colour or palette entry
 _PLAIN = ("RGB", "L", "1", "P", "RGBX", "YCbCr", "CMYK", "LAB", "HSV")
+_PLAIN_MARKERS = (0xC4, 0xDB, 0xDD, 0xE0, 0xEE, 0xFE)  # tables, restarts, JFIF, Adobe's colours, a comment
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints Pillow's complaints to stderr
@@ -62,7 +63,8 @@ class Opened(NamedTuple):
     """A file that was found to be an image: a JPEG by its header, any other decoded."""
 
     facts: Facts
-    file: Image.Image
+    file: Image.Image | None
+    """None for a JPEG that says nothing but what is in its image."""
     data: bytes
     pixels: NDArray[np.uint8] | None
     """(H, W, 3) upright; None for a JPEG, which `load` decodes."""
@@ -92,10 +94,13 @@ def open_image(
 ) -> Opened:
     """The first half of `decode`, with the same errors: as much as it takes to know the size."""
     kind = identify(data)
+    if kind == "JPEG" and (plain := _plain_jpeg(data)):
+        _check_size(plain.width, plain.height, max_pixels, min_size)
+        return Opened(plain, None, data, None)
     _silence_pillow()
     with _refusing(kind):
         file = Image.open(io.BytesIO(data), formats=(kind,))
-        _check_size(file, max_pixels, min_size)
+        _check_size(*file.size, max_pixels, min_size)
         if kind == "JPEG":
             width, height = file.size if _orientation(file) < 5 else file.size[::-1]
             return Opened(Facts(kind, file.mode, width, height), file, data, None)
@@ -115,23 +120,48 @@ def load(opened: Opened, factor: int = 1) -> Tensor:
     if opened.pixels is not None:
         return torch.from_numpy(opened.pixels).permute(2, 0, 1)
     with _refusing("JPEG"):
-        pixels = _upright(_jpeg(opened, factor), opened.file)
+        pixels = _jpeg(opened, factor)
+        pixels = pixels if opened.file is None else _upright(pixels, opened.file)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _jpeg(opened: Opened, factor: int) -> NDArray[np.uint8]:
     """By simplejpeg, which gives the pixels of Pillow in less time; what it has doubts about is judged by Pillow."""
     file = opened.file
-    width, height = file.size
-    if file.mode in ("RGB", "L"):
+    width, height = file.size if file else (opened.facts.width, opened.facts.height)
+    if opened.facts.mode in ("RGB", "L"):
         with contextlib.suppress(ValueError):
             size = {"min_height": -(-height // factor), "min_width": -(-width // factor), "min_factor": factor}
             found: NDArray[np.uint8] = simplejpeg.decode_jpeg(opened.data, "RGB", **size)
             return found
+    if file is None:
+        _silence_pillow()
+        file = Image.open(io.BytesIO(opened.data), formats=("JPEG",))
     if factor > 1:
         file.draft(file.mode, (width // factor, height // factor))
     file.load()
     return np.array(to_rgb(file))
+
+
+def _plain_jpeg(data: bytes) -> Facts | None:
+    """The facts about a JPEG of one or three channels without EXIF or anything else that only Pillow understands.
+
+    Opening a file by Pillow takes a tenth of the time that decoding 500 x 375 pixels does; this, a hundredth.
+    """
+    at, size = 2, None
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xDA:
+            return size
+        if marker in (0xC0, 0xC1, 0xC2):
+            height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
+            if size or not height or not width or data[at + 4] != 8 or data[at + 9] not in (1, 3):
+                return None
+            size = Facts("JPEG", "L" if data[at + 9] == 1 else "RGB", width, height)
+        elif marker not in _PLAIN_MARKERS:
+            return None
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return None
 
 
 def _upright(pixels: NDArray[np.uint8], file: Image.Image) -> NDArray[np.uint8]:
@@ -220,8 +250,7 @@ def _silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def _check_size(image: Image.Image, max_pixels: int, min_size: int) -> None:
-    width, height = image.size
+def _check_size(width: int, height: int, max_pixels: int, min_size: int) -> None:
     if width * height > max_pixels:
         raise BadImage("too large", f"{width} x {height} pixels, more than {max_pixels:,}")
     if min(width, height) < max(1, min_size):

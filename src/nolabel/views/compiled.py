@@ -24,13 +24,15 @@ from nolabel.views.pixels import LUMA
 from nolabel.views.specs import View
 
 _CODES = {"brightness": 1, "contrast": 2, "saturation": 3, "hue": 4}
-_CONTRAST, _SATURATION, _HUE = 2, 3, 4
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = _CODES.values()
 _RED, _GREEN, _BLUE = (np.float32(share) for share in LUMA)
 _CHUNK = 2048
 """Pixels that go through the colour operations together: 24 kB."""
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+Codes = tuple[int, ...]  # five of them: brightness, contrast, saturation and hue in any order, and grey; 0 for none
+Factors = tuple[float, ...]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -51,41 +53,44 @@ def _compiled(function: F) -> F:
 def apply(image: Tensor, view: View, drawn: Drawn) -> Tensor:
     """As `image.apply`: the view of `image` (3, H, W) uint8 that `drawn` describes: (3, size, size) uint8."""
     x = crop(image, view, drawn).permute(1, 2, 0).contiguous().numpy()
-    jitter = [(_CODES[name], factor) for name, factor in drawn.jitter] + [(_SATURATION, 0.0)] * drawn.grayscale
-    codes = np.array([code for code, _ in jitter], np.int64)
-    factors = np.array([factor for _, factor in jitter], np.float32)
+    codes, factors = [0] * 5, [0.0] * 5  # numbers, not arrays: those take longer to make than to use
+    for k, (name, factor) in enumerate((*drawn.jitter, *[("saturation", 0.0)] * drawn.grayscale)):
+        codes[k], factors[k] = _CODES[name], factor
     out = np.empty((3, view.size, view.size), np.uint8)
-    _apply(x, codes, factors, _taps(drawn.sigma, view.size), drawn.solarize, drawn.flip, out)
+    _apply(x, tuple(codes), tuple(factors), drawn.sigma, drawn.solarize, drawn.flip, out)
     return torch.from_numpy(out)
 
 
-def _taps(sigma: float, side: int) -> Floats:
-    """The Gaussian from its middle outwards, cut at 3 `sigma` and filled up with zeros to 1 + 3 n numbers."""
-    radius = min(math.ceil(3 * sigma), side - 1)
-    taps = np.zeros(1 + 3 * -(-radius // 3), np.float32)
-    if radius:
-        taps[: radius + 1] = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
-        taps /= 2 * taps.sum() - 1
-    return taps
-
-
 @_compiled
-def _apply(
-    x: Bytes, codes: NDArray[np.int64], factors: Floats, taps: Floats, solarize: bool, flip: bool, out: Bytes
-) -> None:
+def _apply(x: Bytes, codes: Codes, factors: Factors, sigma: float, solarize: bool, flip: bool, out: Bytes) -> None:
     side = x.shape[0]
     planes = np.empty((3, side * side), np.float32)
     _split(x.reshape(-1), planes[0], planes[1], planes[2])
     first, mean = 0, f32(0)
-    for k in range(codes.size):
+    for k in range(len(codes)):
         if codes[k] == _CONTRAST:
-            _colors(planes, codes[first:k], factors[first:k], mean)
+            _colors(planes, codes, factors, first, k, mean)
             first, mean = k, _mean_gray(planes[0], planes[1], planes[2])
-    _colors(planes, codes[first:], factors[first:], mean)
+    _colors(planes, codes, factors, first, len(codes), mean)
+    taps = _taps(sigma, side)
     for c in range(3):
         if taps.size > 1:
             _blur(planes[c], side, taps)
         _finish(planes[c], side, solarize, flip, out[c].reshape(-1))
+
+
+@_compiled
+def _taps(sigma: float, side: int) -> Floats:
+    """The Gaussian from its middle outwards, cut at 3 `sigma` and filled up with zeros to 1 + 3 n numbers."""
+    radius = min(math.ceil(3 * sigma), side - 1)
+    taps = np.zeros(1 + 3 * ((radius + 2) // 3), np.float32)
+    taps[0] = total = 1.0
+    for k in range(1, radius + 1):
+        taps[k] = math.exp(-0.5 * (k / sigma) ** 2)
+        total += 2 * taps[k]
+    for k in range(radius + 1):
+        taps[k] /= total
+    return taps
 
 
 @_compiled
@@ -97,19 +102,23 @@ def _split(x: Bytes, red: Floats, green: Floats, blue: Floats) -> None:
 
 
 @_compiled
-def _colors(planes: Floats, codes: NDArray[np.int64], factors: Floats, mean: np.float32) -> None:
-    """The operations in their order on (3, N); `mean` is that of the grey values where the first is contrast."""
-    for start in range(0, planes.shape[1] if codes.size else 0, _CHUNK):
+def _colors(planes: Floats, codes: Codes, factors: Factors, first: int, last: int, mean: np.float32) -> None:
+    """The operations `first` to `last` on (3, N); `mean` is that of the grey values where the first is contrast."""
+    if first == last or codes[first] == 0:
+        return
+    for start in range(0, planes.shape[1], _CHUNK):
         end = start + _CHUNK
         red, green, blue = planes[0, start:end], planes[1, start:end], planes[2, start:end]
-        for k in range(codes.size):
-            factor = factors[k]
+        for k in range(first, last):
+            factor, rest = f32(factors[k]), f32(1) - f32(factors[k])
             if codes[k] == _HUE:
                 _turn_hue(red, green, blue, factor)
             elif codes[k] == _SATURATION:
-                _mix(red, green, blue, factor, f32(1) - factor, f32(0))
-            else:
-                _mix(red, green, blue, factor, f32(0), (f32(1) - factor) * mean if codes[k] == _CONTRAST else f32(0))
+                _mix(red, green, blue, factor, rest, f32(0))
+            elif codes[k] == _CONTRAST:
+                _mix(red, green, blue, factor, f32(0), rest * mean)
+            elif codes[k] == _BRIGHTNESS:
+                _mix(red, green, blue, factor, f32(0), f32(0))
 
 
 @_compiled

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from nolabel import checkpoint
-from nolabel.checkpoint import Checkpoint, load_newest, optimizer_tensors, restore_optimizer, save, verify
+from nolabel.checkpoint import Checkpoint, keep_newest, load_newest, optimizer_tensors, restore_optimizer, save, verify
 from nolabel.errors import StorageError
 from nolabel.optim import OptimConfig, optimizer
 
@@ -230,6 +230,30 @@ def test_a_damaged_one_takes_nobodys_place(folder: Path) -> None:
     assert names(folder) == ["step-00000010", "step-00000020", "step-00000030"]
     save(folder, 40, of(40), keep=2)
     assert names(folder) == ["step-00000030", "step-00000040"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_kept_one_is_never_purged(folder: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(1, "no links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", none)
+    assert keep_newest(folder, 9) is None
+    assert keep_newest(folder, 10) == keep_newest(folder, 19) == folder / "kept-00000010"
+    (folder / "step-00000020" / "state.json").write_text("damaged")
+    assert keep_newest(folder, 25) == folder / "kept-00000010", "a damaged one is none"
+    for step in (30, 40):
+        save(folder, step, of(step), keep=2)
+    assert names(folder) == ["kept-00000010", "step-00000030", "step-00000040"]
+    shutil.rmtree(folder / "step-00000030")
+    shutil.rmtree(folder / "step-00000040")
+    (folder / "kept-00000010").rename(folder / "step-00000010")  # how to go back to it
+    assert same(load_newest(folder)[0], of(10))
+    assert keep_newest(folder, 10) == folder / "kept-00000010"
+    save(folder, 20, of(20), keep=2)
+    keep_newest(folder, 99)
+    assert names(folder) == ["kept-00000020", "step-00000010", "step-00000020"]
 
 
 def test_others_may_read_it_as_the_umask_says(tmp_path: Path) -> None:

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import nolabel
 from nolabel import run as folder
+from nolabel.data import loader
+from nolabel.data.images import scan
 from nolabel.errors import DataError, UsageError
 from nolabel.signals import Stopped
 
@@ -313,3 +316,40 @@ def test_damaged_logs_do_not_keep_a_run_from_going_on(
 def test_signal_codes() -> None:
     assert Stopped(signal.SIGINT, "r").code == 130
     assert Stopped(signal.SIGTERM, "r").code == Stopped(signal.SIGUSR1, "r").code == 143
+
+
+def test_no_image_before_the_step_is_read(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 90 % of an epoch: the position is a number, not something to be replayed."""
+    stream = loader.Stream(scan(pictures, "train"), (loader.View(16, (0.3, 1.0)),), 0, 2)
+    whole = list(loader.batches(stream, range(12), 0))
+    asked: list[int] = []
+    read = loader.read
+
+    def counted(images: Any, index: int) -> bytes:
+        asked.append(index)
+        return read(images, index)
+
+    monkeypatch.setattr(loader, "read", counted)
+    rest = list(loader.batches(stream, range(11, 12), 0))
+    assert len(asked) == 2
+    assert torch.equal(rest[0].views[0], whole[11].views[0])
+    assert not torch.equal(rest[0].views[0], whole[10].views[0])
+
+
+def test_two_processes_do_not_share_a_run(tiny: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+    """The first one holds it until it is killed; then another may go on."""
+    out = tmp_path / "run"
+    nolabel.train("dino-small", **settings(tiny, pictures, out, steps=2))
+    hold = "import sys; from pathlib import Path; from nolabel.run import locked\n"
+    hold += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    first = subprocess.Popen([sys.executable, "-c", hold, out], stdin=-1, stdout=-1, text=True)
+    try:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match=r"in use by another nolabel process \(pid \d+ on .+\)"):
+            nolabel.resume(out, {"steps": 4})
+        first.kill()
+        first.wait()
+        assert nolabel.resume(out, {"steps": 4}).status()["step"] == 4
+    finally:
+        first.kill()
+        first.communicate()

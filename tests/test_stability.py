@@ -2,21 +2,23 @@
 
 import errno
 import importlib
+import math
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 import nolabel
-from nolabel import monitor, saving
+from nolabel import journal, monitor, saving
 from nolabel import run as folder
-from nolabel.errors import NumericError, StorageError
+from nolabel.errors import NumericError, StorageError, UsageError
 from nolabel.job import Job
-from nolabel.stability import facts, verdict
+from nolabel.stability import SMALLEST_SCALE, SPIKE_STEPS, SPIKE_WINDOW, Unstable, facts, spike, verdict
 
 loop = importlib.import_module("nolabel.train")  # the attribute nolabel.train is the function
 STEPS = 8
@@ -233,3 +235,100 @@ def test_a_disk_without_room_is_said_before_the_first_step(
             with pytest.raises(StorageError, match="MiB free"):
                 nolabel.train("dino-small", out=out, **config)
         assert out.exists() == enough
+
+
+# ---- spikes of the loss
+
+
+def falling(seed: int, steps: int) -> list[float]:
+    """A loss as in training: it falls from 9 to 5, with noise of 1 to 5 % and heavy tails, alike for some steps."""
+    choice = random.Random(seed)
+    noise, found, drift = choice.choice((0.01, 0.03, 0.05)), [], 0.0
+    for step in range(steps):
+        drift = 0.8 * drift + choice.gauss(0, noise) * (3 if choice.random() < 0.02 else 1)
+        found.append((5 + 4 * math.exp(-step / 300)) * (1 + drift))
+    return found
+
+
+def alarms(losses: list[float]) -> list[int]:
+    window = SPIKE_WINDOW + SPIKE_STEPS
+    return [step for step in range(len(losses)) if spike(losses[max(0, step + 1 - window) : step + 1])]
+
+
+def test_planted_spikes_are_found_and_nothing_else() -> None:
+    for seed in range(20):
+        losses = falling(seed, 500)
+        assert not alarms(losses), f"seed {seed}"
+        at, height = 150 + 13 * seed, 2 + seed / 5
+        spiked = [x * (height if at <= step < at + 20 else 1) for step, x in enumerate(losses)]
+        assert alarms(spiked)[0] == at + SPIKE_STEPS - 1, f"seed {seed}"
+        single = [x * (height if at <= step < at + SPIKE_STEPS - 1 else 1) for step, x in enumerate(losses)]
+        assert not alarms(single), "four bad batches are no spike"
+
+
+@pytest.mark.slow
+def test_no_spike_is_seen_in_a_hundred_thousand_clean_steps() -> None:
+    assert not [seed for seed in range(100, 200) if alarms(falling(seed, 1000))]
+
+
+def test_a_spike_is_said_and_the_checkpoint_before_it_kept(
+    tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setattr("nolabel.stability.SPIKE_WINDOW", 8)
+    step = loop.training_step
+
+    def jumping(job: Job, views: Any, clock: Any) -> Any:
+        values = step(job, views, clock)
+        return values | {"loss": values["loss"] * (3 if 9 <= clock.step < 16 else 1)}
+
+    monkeypatch.setattr(loop, "training_step", jumping)
+    run = nolabel.train("dino-small", **settings(tiny, pictures, tmp_path / "run", steps=20, eval_every=100))
+    (event,) = events(run.path, "spike")
+    assert event["step"] == 9 and "kept in checkpoints/kept-00000008" in event["reason"]
+    assert event["reason"] in capfd.readouterr().err
+    names = {path.name for path in (run.path / "checkpoints").iterdir()}
+    assert "kept-00000008" in names and "step-00000008" not in names
+
+
+# ---- memory, and the scale of fp16
+
+
+def test_a_device_without_memory_is_said_and_nothing_has_moved(
+    tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(tiny, pictures, tmp_path / "run", eval_every=100)
+    nolabel.train("dino-small", **config | {"out": tmp_path / "whole"})
+    forward, calls = loop._forward_backward, []
+
+    def full(*arguments: Any) -> Any:
+        found = forward(*arguments)
+        calls.append(found)
+        if len(calls) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_forward_backward", full)
+        with pytest.raises(UsageError, match=r"hold step 4: batch 8, micro-batch 8.*(?s:.)*--micro-batch 4 ") as caught:
+            nolabel.train("dino-small", **config)
+    assert len(str(caught.value).splitlines()) <= 5
+    nolabel.resume(tmp_path / "run")
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("scale", "dies"), [(SMALLEST_SCALE / 2, True), (SMALLEST_SCALE, False)])
+def test_a_loss_scale_that_only_falls_stops_the_run(scale: float, dies: bool) -> None:
+    class Job(NamedTuple):
+        scaler: torch.amp.GradScaler
+        losses: list[float]
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    scaler.scale(torch.zeros(()))  # makes the scale tensor
+    job: Any = Job(scaler, [])
+    steps = [(7, {"ok": 1.0, "loss": 2.0})]
+    if not dies:
+        journal.judge(job, steps)  # type: ignore[arg-type]
+        return
+    with pytest.raises(Unstable, match=r"loss scale of fp16 has fallen to 3.1e-05 at step 7(?s:.)*bf16") as caught:
+        journal.judge(job, steps)  # type: ignore[arg-type]
+    assert caught.value.code == 70

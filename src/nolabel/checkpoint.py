@@ -92,6 +92,30 @@ def has_good(folder: Path) -> bool:
     return any(verify(path) is None for path in _newest_first(folder))
 
 
+def keep_newest(folder: Path, step: int) -> Path | None:
+    """Keep the newest good checkpoint up to `step` as `kept-XXXXXXXX`, which no save deletes; the one kept before goes.
+
+    Its files are the same ones, so it takes room only when the checkpoint itself is gone.
+    """
+    for path in _newest_first(folder):
+        if _step(path) > step or verify(path) is not None:
+            continue
+        kept = folder / f"kept-{_step(path):08d}"
+        if not kept.exists():
+            for earlier in folder.glob("kept-*"):
+                shutil.rmtree(earlier)
+            shutil.copytree(path, kept, copy_function=_link)
+        return kept
+    return None
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
 def verify(path: Path) -> str | None:
     """None if the manifest is of this step and every file has the size and hash written there, else what is wrong."""
     try:

@@ -1,5 +1,6 @@
 """A run put together: settings, method, optimizer, stream of views."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,8 @@ from nolabel import distributed
 from nolabel.backbones import Backbone, backbone, parse_args
 from nolabel.config import TrainConfig, check, known, to_yaml, update
 from nolabel.data.images import BadFile, Images, LabelledImages, scan_labelled
-from nolabel.data.loader import Stream
+from nolabel.data.loader import Stream, waiting_bytes
+from nolabel.data.workers import fits_shared_memory
 from nolabel.errors import UsageError
 from nolabel.methods import METHODS, Method
 from nolabel.optim import optimizer
@@ -45,6 +47,8 @@ class Job(NamedTuple):
     bad_steps: list[int]
     """Steps that were not finite, since the last roll-back."""
     rollbacks: int
+    losses: list[float]
+    """Of the last good steps, for `stability.spike`."""
     failed_saves: list[str]
     """Why checkpoints could not be written, since the last that could."""
     slow_lines: list[int]
@@ -78,17 +82,7 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
             if isinstance(module, Backbone):
                 module.compile_blocks()
     model = distributed.data_parallel(method)
-    stream = Stream(
-        images,
-        method.views(),
-        config.seed,
-        config.batch_size,
-        full_decode=config.full_decode,
-        whole=config.augment == "device",
-        engine="numba" if config.view_engine == "numba" else "torch",  # auto in the settings of a run from before it
-    )
-    if not stream.whole:
-        applier(stream.engine)  # compiled before there are processes that need it
+    stream = _stream(config, images, method)
     per_epoch = len(images.names) // config.batch_size
     total = config.steps or config.epochs * per_epoch
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -109,10 +103,31 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
         bad_slots=set(),
         bad_steps=[],
         rollbacks=0,
+        losses=[],
         failed_saves=[],
         slow_lines=[],
         out=Path(config.out),
     )
+
+
+def _stream(config: TrainConfig[Any], images: Images, method: Method) -> Stream:
+    """The stream of views; what is said where shared memory is too small for the batches that wait in it."""
+    stream = Stream(
+        images,
+        method.views(),
+        config.seed,
+        config.batch_size,
+        full_decode=config.full_decode,
+        whole=config.augment == "device",
+        engine="numba" if config.view_engine == "numba" else "torch",  # auto in the settings of a run from before it
+    )
+    if not stream.whole:
+        applier(stream.engine)  # compiled before there are processes that need it
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of this machine
+    full = fits_shared_memory(beside * waiting_bytes(stream, known(config.workers), distributed.world_size()))
+    if full:
+        say(f"warning: {full}")
+    return stream._replace(piped=bool(full))
 
 
 def config_from(values: dict[str, Any], where: str) -> TrainConfig[Any]:

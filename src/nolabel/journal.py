@@ -14,7 +14,7 @@ from nolabel.errors import DataError, NumericError
 from nolabel.job import Job, Record, say
 from nolabel.monitor import Monitor
 from nolabel.monitor import judge as judge_health
-from nolabel.stability import SMALLEST_SCALE, Unstable, facts, verdict
+from nolabel.stability import SMALLEST_SCALE, SPIKE_STEPS, SPIKE_WINDOW, Unstable, facts, spike, verdict
 
 SLOW_SHARE = 0.3
 """The loader is the limit where more of the time than this goes by waiting for images."""
@@ -33,6 +33,7 @@ def judge(job: Job, steps: Sequence[tuple[int, Record]]) -> None:
     ok = torch.stack([torch.as_tensor(values["ok"]) for _, values in steps]).tolist()
     for (step, values), fine in zip(steps, ok, strict=True):
         if fine:
+            _note_spike(job, step, float(values["loss"]))
             continue
         job.bad_steps.append(step)
         bad = [n for n, p in job.method.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
@@ -47,6 +48,23 @@ def judge(job: Job, steps: Sequence[tuple[int, Record]]) -> None:
             f"The loss scale of fp16 has fallen to {job.scaler.get_scale():.2g} at step {steps[-1][0]}: "
             "every scaled gradient is infinite.\nUse --precision bf16 or fp32, or a lower --optim.lr.",
         )
+
+
+def _note_spike(job: Job, step: int, loss: float) -> None:
+    """Say that the loss has jumped up and stays there, and keep the checkpoint before."""
+    job.losses.append(loss)
+    del job.losses[: -SPIKE_WINDOW - SPIKE_STEPS]
+    found = spike(job.losses)
+    if found is None:
+        return
+    job.losses.clear()  # what comes next is compared with the new level
+    first = step + 1 - SPIKE_STEPS
+    kept = saving.keep_before(job, first)
+    line = f"The loss jumped from {found[0]:.4g} to {found[1]:.4g} at step {first}. "
+    line += f"The state before is kept in {kept}" if kept else "There is no checkpoint from before"
+    say(f"warning: {line}; if it does not come down, lower --optim.lr or --optim.clip-grad.")
+    if distributed.is_main():
+        saving.event(job, "spike", step=first, reason=line)
 
 
 def log(job: Job, images: Monitor | None, window: Sequence[Record], done: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -138,6 +139,7 @@ def write_status(
 ) -> None:
     """Replace status.json; what is known of the run's health stays where nothing newer is given."""
     status = {"state": state, "step": step, "reason": reason, "pid": os.getpid(), "heartbeat": time.time()}
+    status["host"] = platform.node()
     health = health or Run(run).status().get("health")
     status |= {} if exit_code is None else {"exit_code": exit_code}
     write_json(run / "status.json", status | ({} if health is None else {"health": health}))
@@ -171,7 +173,8 @@ def locked(path: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         status = Run(path).status()
-        raise UsageError(f"{path} is in use by another nolabel process (pid {status.get('pid')}).") from error
+        who = f"pid {status.get('pid')} on {status.get('host')}"
+        raise UsageError(f"{path} is in use by another nolabel process ({who}).") from error
     try:
         yield
     finally:

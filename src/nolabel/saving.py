@@ -14,7 +14,15 @@ import torch
 from safetensors import SafetensorError
 
 from nolabel import __version__, distributed, run
-from nolabel.checkpoint import Checkpoint, has_good, load_newest, optimizer_tensors, restore_optimizer, save
+from nolabel.checkpoint import (
+    Checkpoint,
+    has_good,
+    keep_newest,
+    load_newest,
+    optimizer_tensors,
+    restore_optimizer,
+    save,
+)
 from nolabel.config import differences
 from nolabel.data.images import BadFile, fingerprint
 from nolabel.errors import DataError, NolabelError, StorageError
@@ -70,6 +78,16 @@ def checkpoint(job: Job, done: int, window: Sequence[Record]) -> None:
             f"Make room or repair {job.out}, then `nolabel resume {job.out}` goes on from the last checkpoint."
         )
     distributed.barrier()
+
+
+def keep_before(job: Job, step: int) -> str:
+    """Keep the newest checkpoint up to `step` from being purged; gives where, an empty string where there is none."""
+    if not distributed.is_main():
+        return ""
+    with tolerant("the checkpoint before the spike"):
+        kept = keep_newest(job.out / "checkpoints", step)
+        return f"checkpoints/{kept.name}" if kept else ""
+    return ""
 
 
 def capture(job: Job, step: int) -> None:

@@ -1,15 +1,19 @@
-"""What follows from steps that are not finite: skip them, roll back, stop.
+"""What follows from steps that are not finite: skip them, roll back, stop. And which losses are a spike.
 
-Such a step moves nothing (`train.training_step` sees to that on the device), so skipping is going on. A few are the
-ordinary luck of mixed precision and odd images; many mean that the weights themselves have become useless.
+A step that is not finite moves nothing (`train.training_step` sees to that on the device), so skipping is going on. A
+few are the ordinary luck of mixed precision and odd images; many mean that the weights themselves have become useless.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+import contextlib
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from nolabel.errors import NumericError
+from nolabel.config import TrainConfig
+from nolabel.errors import NumericError, UsageError
 
 MAX_IN_A_ROW = 3
 MAX_RECENT = 10
@@ -18,6 +22,10 @@ RECENT = 1000
 MAX_ROLLBACKS = 1
 SMALLEST_SCALE = 2.0**-14
 """An fp16 loss scale below this is no longer looking for its place."""
+
+SPIKE_STEPS, SPIKE_WINDOW = 5, 100
+SPIKE_SIGMAS, SPIKE_FLOOR = 8.0, 0.01
+"""Standard deviations above the median; and what a standard deviation is at least, as a share of the median."""
 
 Verdict = Literal["go on", "roll back", "stop"]
 
@@ -51,3 +59,32 @@ def facts(values: dict[str, Tensor | float], not_finite: Sequence[str], step: in
         "Nothing has moved in this step; the last checkpoint is good. "
         "Try a lower --optim.lr, --precision fp32, or --optim.clip-grad 0.3."
     )
+
+
+def spike(losses: Sequence[float]) -> tuple[float, float] | None:
+    """The loss before and now, where the last 5 of `losses` all lie far above the up to 100 before them (50 at least).
+
+    Far above: by 8 standard deviations, estimated from the median absolute deviation, which outliers hardly move.
+    """
+    before, last = losses[-SPIKE_WINDOW - SPIKE_STEPS : -SPIKE_STEPS], losses[-SPIKE_STEPS:]
+    if len(before) < SPIKE_WINDOW // 2:
+        return None
+    middle = median(before)
+    sigma = max(1.4826 * median(abs(x - middle) for x in before), SPIKE_FLOOR * abs(middle))
+    return (middle, median(last)) if min(last) > middle + SPIKE_SIGMAS * sigma else None
+
+
+@contextlib.contextmanager
+def enough_memory(config: TrainConfig[Any], step: int) -> Iterator[None]:
+    """Around a step: says what to change where the device's memory does not hold it. The optimizer has not moved."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        micro = config.micro_batch
+        half = f"nolabel resume {config.out} --micro-batch {max(int(micro) // 2, 1)} --allow-change"
+        raise UsageError(
+            f"The memory of {config.device} does not hold step {step}: batch {config.batch_size}, micro-batch {micro}, "
+            f"{config.backbone}, {config.precision}.\n{' '.join(str(error).split())[:200]}\n"
+            f"Nothing has moved in this step. Smaller pieces of the same batch: {half}\n"
+            "Or start again with --grad-checkpointing, or with a smaller --batch-size."
+        ) from error

@@ -28,6 +28,8 @@ from nolabel.config import (
     find_device,
     fit_processes,
     known,
+    local_path,
+    local_paths,
     read_yaml,
     resolve,
     shrunk,
@@ -42,7 +44,7 @@ from nolabel.optim import all_finite, clip_grad, set_schedules
 from nolabel.progress import progress
 from nolabel.schedules import Clock
 from nolabel.signals import Stopped, caught
-from nolabel.stability import Unstable, verdict
+from nolabel.stability import Unstable, enough_memory, verdict
 from nolabel.views import normalize, render
 from nolabel.views.draw import generator
 
@@ -52,6 +54,7 @@ CHECKPOINT_SECONDS = 600
 
 def train(config: TrainConfig[Any], overwrite: bool = False) -> run.Run:
     """Train from step 0 into the new run folder `config.out`. Blocks; returns the finished run."""
+    config = local_paths(config)
     device, out = find_device(config.device), Path(config.out)
     with distributed.process_group(device):
         images = scan(config.data, config.subfolder)
@@ -74,12 +77,13 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
     `changed` are settings to change from here on, groups as mappings. Which may be, and which only with `allow_change`,
     stands in `config/changes.py`; UsageError for the others. A run that was finished goes on if it is now longer.
     """
+    path = local_path(str(path))
     found = run.Run(path)
     if found.status()["state"] == "done" and not changed:
         return found
     where = found.path / "config.yaml"
-    before = config_from(read_yaml(where) | {"out": str(path)}, str(where))
-    config = update(before, dict(changed or {}))
+    before = local_paths(config_from(read_yaml(where) | {"out": path}, str(where)))
+    config = local_paths(update(before, dict(changed or {})))
     lines = check_changes(before, config, allow_change)
     device = find_device(config.device)
     with distributed.process_group(device):
@@ -142,7 +146,8 @@ def loop(job: Job, first_step: int, window: list[Record]) -> None:
             started = time.monotonic()
             batch = next(stream)
             waited = time.monotonic() - started
-            values = training_step(job, on_device(job, batch), job.clock(step))
+            with enough_memory(config, step):
+                values = training_step(job, on_device(job, batch), job.clock(step))
             loading = {"waited": waited, "decode_ms": batch.decode_ms, "crop_ms": batch.crop_ms}
             window.append({**values, "seconds": time.monotonic() - started, **loading})
             unread.append((step, values))

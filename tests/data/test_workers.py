@@ -4,7 +4,10 @@ import importlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import nolabel
+from nolabel import config, job
 from nolabel.data import loader, workers
 from nolabel.data.decode import BadImage
 from nolabel.data.images import scan
@@ -201,3 +205,73 @@ def test_training_goes_on_bit_equal(
     assert tensors[0].read_bytes() == tensors[1].read_bytes()
     (event,) = [e for e in run.events() if e["event"] == "restart"]
     assert "died (SIGKILL)" in event["reason"]
+
+
+# ---- shared memory
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_pipes_change_no_pixel(stream: Stream, whole: bool) -> None:
+    stream = stream._replace(whole=whole)
+    piped, shared = (list(batches(s, range(STEPS), 1)) for s in (stream._replace(piped=True), stream))
+    for a, b in zip(piped, shared, strict=True):
+        tensors = [(*x.views, *(x.sources or ())) for x in (a, b)]
+        assert tensors[0] and all(map(torch.equal, *tensors))
+        assert all(isinstance(t, torch.Tensor) and not t.is_shared() for t in tensors[0])
+        assert all(t.is_shared() for t in tensors[1]), "else this test says nothing"
+
+
+def test_shared_memory_that_is_too_small_is_said_and_not_used(
+    tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    needed = 5 * 8 * 3 * (2 * 32**2 + 2 * 16**2)  # four batches that wait and one that is used
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: usage(0, 0, needed))
+    assert workers.fits_shared_memory(needed, str(tmp_path)) == ""
+    assert workers.fits_shared_memory(needed + 1, str(tmp_path / "none")) == ""
+    assert "MiB free" in workers.fits_shared_memory(needed + 1, str(tmp_path))
+    settings = tiny | {"data": pictures / "train", "steps": 1, "eval_every": 100}
+    monkeypatch.setattr(job, "fits_shared_memory", lambda n: workers.fits_shared_memory(n, str(tmp_path)))
+    for free, pipes in ((needed, False), (needed - 1, True)):
+        monkeypatch.setattr(workers.shutil, "disk_usage", lambda _, free=free: usage(0, 0, free))
+        made = job.build(config.resolve(recipe(settings, workers=1), 24, 1, CPU), scan(settings["data"]), CPU)
+        assert made.stream.piped == pipes
+        assert ("sent through pipes" in capfd.readouterr().err) == pipes
+    made = job.build(config.resolve(recipe(settings, workers=0), 24, 1, CPU), scan(settings["data"]), CPU)
+    assert not made.stream.piped
+
+
+def recipe(settings: dict[str, Any], **more: Any) -> Any:
+    return config.update(job.recipe_config("dino-small"), settings | {"data": str(settings["data"])} | more)
+
+
+CPU = torch.device("cpu")
+SMALL_SHM = """
+import os, sys
+from pathlib import Path
+import torch
+from nolabel.data import loader
+from nolabel.data.images import scan
+from nolabel.views import View
+from nolabel.data.workers import fits_shared_memory
+torch.set_num_threads(1)
+stream = loader.Stream(scan(sys.argv[1]), (View(96, (0.3, 1.0)),), 0, 24, piped=sys.argv[2] == "piped")
+assert "sent through pipes" in fits_shared_memory(loader.waiting_bytes(stream, 1, 1))
+print(sum(int(b.views[0].sum()) for b in loader.batches(stream, range(4), 1)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small /dev/shm: needs root")
+def test_a_really_small_shared_memory_kills_without_pipes(pictures: Path) -> None:
+    mounted = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$0" -c "$1" "$2" "$3"'
+
+    def run(how: str) -> "subprocess.CompletedProcess[str]":
+        command = ["unshare", "-m", "sh", "-c", mounted, sys.executable, SMALL_SHM, str(pictures / "train"), how]
+        return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespaces here")
+    piped = run("piped")
+    assert piped.returncode == 0 and int(piped.stdout) > 0, piped.stderr
+    assert run("shared").returncode != 0

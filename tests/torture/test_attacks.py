@@ -1,9 +1,11 @@
 """Files from strangers run nothing and write nothing; the source has no call with which they could."""
 
 import ast
+import io
 import os
 import pickle
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -261,3 +263,18 @@ def test_nothing_of_an_archive_is_written(tmp_path: Path, monkeypatch: pytest.Mo
         else:
             read(images, index)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_tar_is_no_data(mode: Any, tmp_path: Path) -> None:
+    """nolabel opens none, so no member of one can be written anywhere."""
+    path = tmp_path / "data.tar"
+    with tarfile.open(path, mode) as archive:
+        for name in ("../up.jpg", "/up.jpg", "good.jpg"):
+            member = tarfile.TarInfo(name)
+            member.size = 4
+            archive.addfile(member, io.BytesIO(b"data"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match="neither a zip nor a text file"):
+        scan(path)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,16 +1,19 @@
 """Training among bad files: it ends or stops as the rule says, and lists what was planted, nothing else."""
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hostile import BAD, save
+from hostile import BAD, NAMES, WHOLE, save
 from PIL import Image
 
 import nolabel
+from nolabel import journal
 from nolabel.data import loader
+from nolabel.data.check import check, format_check
 from nolabel.data.images import scan
 from nolabel.data.order import order
 from nolabel.errors import DataError
@@ -158,3 +161,23 @@ def test_a_tenth_gone_and_a_tenth_cut_is_too_much(
     listed = {record["name"]: record["reason"] for record in nolabel.Run(out).bad_files()}
     assert listed and set(listed.values()) == {"missing", "truncated"}
     assert listed.keys() <= {path.name for path in (*files[::10], *files[5::10])}
+
+
+def test_hostile_names_from_training_to_the_report(tiny: dict[str, Any], tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    plant_good(data, 20)
+    bad = NAMES[::3]
+    for name in NAMES:
+        Path(os.fsdecode(os.fsencode(data) + b"/" + name)).write_bytes(b"" if name in bad else WHOLE["jpg"])
+    names = {os.fsdecode(name) for name in bad}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "too_many_bad", lambda *_: False)
+        patch.setattr(journal, "too_many_bad", lambda *_: False)
+        nolabel.train("dino-small", **settings(tiny, data, out, epochs=2, batch_size=8))
+    listed = {record["name"]: record["reason"] for record in nolabel.Run(out).bad_files()}
+    assert listed.keys() <= names and len(listed) > 2 and set(listed.values()) == {"empty"}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in page
+    found = check(data)
+    assert {file.name for file in found.bad} == names
+    assert format_check(found).isascii() or all(line.isprintable() for line in format_check(found).splitlines())

@@ -1,7 +1,7 @@
 """The settings of a run: their schema, their files, and what `auto` means."""
 
 from nolabel.config.changes import check_changes
-from nolabel.config.files import differences, shrunk, to_yaml, update
+from nolabel.config.files import differences, local_path, local_paths, shrunk, to_yaml, update
 from nolabel.config.resolve import check, find_device, fit_processes, known, processors, resolve
 from nolabel.config.schema import TrainConfig
 from nolabel.strict_yaml import read_yaml
@@ -14,6 +14,8 @@ __all__ = [
     "find_device",
     "fit_processes",
     "known",
+    "local_path",
+    "local_paths",
     "processors",
     "read_yaml",
     "resolve",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import types
 import typing
 from typing import Any, Literal
@@ -14,6 +15,24 @@ from nolabel.errors import UsageError, nearest
 def to_yaml(config: Any) -> str:
     """The settings as YAML, in the order of the fields."""
     return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def local_path(path: str) -> str:
+    """`path` as this system can open it: where names are ASCII, `é` is the bytes that it has elsewhere, in UTF-8."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        try:
+            return os.fsdecode(path.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError:
+            raise UsageError(f"{path!a} is no path: it holds half a character.") from None
+    return path
+
+
+def local_paths(config: Any) -> Any:
+    """Settings of a run with paths that this system can open."""
+    paths = {name: getattr(config, name) for name in ("data", "out", "labels")}
+    return dataclasses.replace(config, **{name: local_path(path) for name, path in paths.items() if path})
 
 
 def update(config: Any, values: dict[str, Any], where: str = "") -> Any:

@@ -7,6 +7,8 @@ by reading the files of the batch one by one, each in a process of its own.
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +25,9 @@ MAX_RESTARTS = 3
 """Restarts in a row without a batch in between; a fourth death ends the run."""
 HANG = 300.0
 """Seconds without a batch after which the processes count as hung."""
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - what Linux calls it; nothing of ours is written there by name
+PREFETCH = 4
+"""Batches that each process prepares in advance."""
 PROBE = 60.0
 """Seconds that one file may take when the batch that kills is searched."""
 
@@ -31,6 +36,23 @@ class DeadWorker(NolabelError):
     """The processes that prepare images die or hang again and again at one batch."""
 
     code = DEAD_PROCESS
+
+
+def fits_shared_memory(needed: int, folder: str = SHARED_MEMORY) -> str:
+    """An empty string if so many bytes of batches can wait in shared memory; else what is said of it.
+
+    torch sends tensors from process to process there, and a process that finds it full dies of a bus error: containers
+    often have 64 MB of it.
+    """
+    if not os.path.isdir(folder):
+        return ""
+    free = shutil.disk_usage(folder).free
+    if needed <= free:
+        return ""
+    return (
+        f"{folder} has {free / 2**20:,.0f} MiB free, and the batches that wait take {needed / 2**20:,.0f} MiB: "
+        "they are sent through pipes, which is slower. Docker: --shm-size; or fewer --workers."
+    )
 
 
 def restarted(start: Callable[[int, bool], Iterator[T]], found_dead: Callable[[int, int, str], None]) -> Iterator[T]:

@@ -1,0 +1,93 @@
+"""A signal stops a run at a step, a second one at once; all processes of a job stop at the same step."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nolabel
+
+LOOP = """
+import sys, time
+from nolabel.signals import caught
+with caught() as number:
+    print("ready", flush=True)
+    while not number():
+        time.sleep(0.01)
+    print("first", number(), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_second_signal_acts_at_once(number: signal.Signals) -> None:
+    process = subprocess.Popen([sys.executable, "-c", LOOP], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == f"first {number.value}\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == -signal.SIGTERM
+    finally:
+        process.kill()
+        process.communicate()
+
+
+SCRIPT = """
+import json, os, sys, time
+import importlib
+import nolabel
+from nolabel.errors import NolabelError
+loop = importlib.import_module("nolabel.train")
+step = loop.training_step
+def slow(job, views, clock):
+    time.sleep(0.05)
+    return step(job, views, clock)
+loop.training_step = slow
+try:
+    nolabel.train("dino-small", **json.loads(sys.argv[1]))
+except NolabelError as error:
+    sys.exit(error.code)
+"""
+
+
+def wait_for(run: Path, step: int) -> None:
+    end = time.monotonic() + 200
+    while time.monotonic() < end:
+        if (run / "metrics.jsonl").is_file() and any(r["step"] >= step for r in nolabel.Run(run).metrics()):
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never trained")
+
+
+def stopped(run: Path, at_least: int) -> int:
+    status = nolabel.Run(run).status()
+    assert status["state"] == "stopped" and at_least <= status["step"] < 100_000
+    newest = max((run / "checkpoints").glob("step-*"))
+    assert int(newest.name.removeprefix("step-")) >= status["step"], "what was done is saved"
+    return int(status["exit_code"])
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGUSR1, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
+def test_a_run_stops_with_the_code_of_its_signal(
+    number: signal.Signals, code: int, tiny: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    settings = tiny | {"data": str(pictures / "train"), "out": str(tmp_path / "run"), "steps": 100_000, "log_every": 1}
+    settings |= {"eval_every": 100_000, "checkpoint_every": 100_000}
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(settings)])
+    try:
+        wait_for(tmp_path / "run", 3)
+        process.send_signal(number)
+        assert process.wait(timeout=120) == code
+    finally:
+        process.kill()
+        process.wait()
+    assert stopped(tmp_path / "run", 3) == code

@@ -38,6 +38,8 @@ def clip_frames(paths: Sequence[Path], limit: int) -> list[tuple[str, Tensor]]:
         )
     try:
         file = open_image(path.read_bytes()).file
+        if file is None:
+            return []  # a JPEG under another name
         for index in range(min(getattr(file, "n_frames", 1), limit)):
             file.seek(index)
             pixels = np.array(to_rgb(file))

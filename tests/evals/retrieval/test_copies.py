@@ -71,7 +71,8 @@ def test_copies_made_on_the_spot(loaded: Loaded, photos: Path, others: Path, tmp
     counts = {"num_originals": 12, "num_copies": 48, "num_distractors": 40}
     assert {key: result["data"][key] for key in counts} == counts
     assert result["settings"]["image_size"] == 23 and result["settings"]["distractors"]["name"] == "others"
-    assert result["notes"] == [] and str(tmp_path) not in out.read_text()
+    (note,) = result["notes"]
+    assert note.startswith("not whitened") and str(tmp_path) not in out.read_text()
     with Image.open(out.with_suffix("") / "attacks.png") as sheet:
         assert sheet.width == 5 * 130 + 2 and sheet.height == 8 * 130 + 2
 
@@ -174,6 +175,7 @@ def test_whitening(loaded: Loaded, photos: Path, others: Path) -> None:
     assert len({json.dumps(r["metrics"]) for r in results}) == 3
     assert len({json.dumps(r["floor"]["raw_pixels"]) for r in results}) == 1
     assert results[1]["settings"]["whiten"]["images"] == 40
+    assert not any("not whitened" in note for note in results[1]["notes"])
     assert "whitening from 40 images for 128 dimensions: take more of them" in results[1]["notes"]
 
 

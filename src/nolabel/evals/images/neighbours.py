@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nolabel.errors import DataError, NumericError, UsageError
-from nolabel.evals.shared.features import FeatureTable
+from nolabel.evals.shared.features import FeatureTable, all_finite
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -123,7 +123,7 @@ def _check_tables(train: FeatureTable, test: FeatureTable, num_train: int) -> No
     if num_train < 1 or num_test < 1:
         raise DataError(f"k-NN compares {num_test} images with {num_train}: at least one of each is needed.")
     assert num_train < _MAX_TRAIN
-    if not (train.features.isfinite().all() and test.features.isfinite().all()):
+    if not (all_finite(train.features) and all_finite(test.features)):
         raise NumericError("Some features are not finite: the weights are damaged.")
 
 

@@ -257,7 +257,9 @@ def _notes(given: Sources, counts: Mapping[str, int], width: int) -> list[str]:
         notes.append("no distractors: the database holds nothing but the originals, which is easier")
     elif len(given.distractors.names) > counts["num_distractors"]:
         notes.append(f"{len(given.distractors.names) - counts['num_distractors']} distractors cannot be read")
-    if given.whitening is not None and len(given.whitening.names) < width:
+    if given.whitening is None:
+        notes.append("not whitened, which costs networks more than pixels: the paper's numbers are (--whiten IMAGES)")
+    elif len(given.whitening.names) < width:
         notes.append(f"whitening from {len(given.whitening.names)} images for {width} dimensions: take more of them")
     return notes
 

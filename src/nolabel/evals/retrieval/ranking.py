@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nolabel.errors import NumericError
+from nolabel.evals.shared.features import all_finite
 
 _GRID = 2**24
 _MAX_DATABASE = 2**27  # similarity (25 bits) and index (27 bits) fit the 53 bits of a float64
@@ -75,7 +76,7 @@ def rankings(
     or 32 N bytes. A zero feature has similarity 0 with everything. Raises NumericError for what is not finite.
     """
     assert len(database) < _MAX_DATABASE
-    if not (queries.isfinite().all() and database.isfinite().all()):
+    if not (all_finite(queries) and all_finite(database)):
         raise NumericError("Some features are not finite: the weights are damaged.")
     device = torch.device(device)
     if device.type == "mps":

@@ -57,6 +57,11 @@ class Pixels(NamedTuple):
     ids: tuple[str, ...]
 
 
+def all_finite(features: Tensor) -> bool:
+    """Whether no number of (N, D) is infinite or NaN. A part at a time: at once it takes as much memory again."""
+    return all(bool(part.isfinite().all()) for part in features.split(2**14))
+
+
 def extract(
     loaded: Loaded,
     labelled: LabelledImages,

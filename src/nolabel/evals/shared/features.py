@@ -59,7 +59,7 @@ class Pixels(NamedTuple):
 
 def all_finite(features: Tensor) -> bool:
     """Whether no number of (N, D) is infinite or NaN. A part at a time: at once it takes as much memory again."""
-    return all(bool(part.isfinite().all()) for part in features.split(2**14))
+    return all(bool(part.isfinite().all()) for part in torch.split(features, 2**14))
 
 
 def extract(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,30 @@ class Prototypes(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=learn_magnitude)
         self.weight_v = nn.Parameter(nn.Linear(dim, num_prototypes, bias=False).weight.detach().clone())
 
+    def rows(self) -> Tensor:
+        """The prototypes (K, D)."""
+        rows: Tensor = _UnitRows.apply(self.weight_v, self.weight_g)
+        return rows
+
     def forward(self, z: Tensor) -> Tensor:
-        return F.linear(z, self.weight_g * F.normalize(self.weight_v, dim=1))
+        return F.linear(z, self.rows())
+
+
+class _UnitRows(torch.autograd.Function):
+    """Rows of v (K, D) at the lengths g (K, 1). There are many of them, and torch's own way copies all ten times."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, g: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp_min_(1e-12)
+        ctx.save_for_backward(v, g, norm)
+        rows: Tensor = (v / norm).mul_(g)
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        v, g, norm = ctx.saved_tensors
+        along = torch.einsum("kd,kd->k", grad, v)[:, None] / norm  # what g feels; v feels the rest
+        return torch.addcmul(grad, v, -along / norm).mul_(g / norm), along
 
 
 def mlp(widths: Sequence[int], batchnorm: bool) -> nn.Sequential:
@@ -56,9 +79,13 @@ class DINOHead(nn.Module):
         self.mlp = mlp([dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim], batchnorm)
         self.last_layer = Prototypes(bottleneck_dim, num_prototypes, learn_magnitude)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """Unit vectors (B, bottleneck_dim): what the prototypes are compared with."""
         z: Tensor = self.mlp(x)
-        return self.last_layer(F.normalize(z.float(), dim=-1).to(z.dtype))  # type: ignore[no-any-return]
+        return F.normalize(z.float(), dim=-1).to(z.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last_layer(self.bottleneck(x))  # type: ignore[no-any-return]
 
 
 class Projector(nn.Sequential):

@@ -12,18 +12,97 @@ from nolabel import distributed
 _LOGITS_AT_ONCE = 2**24
 
 
-def dino_loss(student: Tensor, teacher: Tensor, student_temp: float) -> Tensor:
-    """Cross-entropy between teacher and student over all pairs of different views (Caron et al. 2021), a 0-d tensor.
+def product_dtype(x: Tensor) -> torch.dtype:
+    """In what many products with `x` are made: bf16 under its autocast (float16 has too little range), else float32."""
+    device = x.device.type
+    mixed = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    return torch.bfloat16 if mixed else torch.promote_types(x.dtype, torch.float32)
 
-    `student` (V, B, K) are logits of all crops, `teacher` (2, B, K) probabilities of the global ones, which come
-    first in `student`. The mean over the 2(V-1) pairs is linear in the target, so each crop needs one log-softmax
-    against the sum of the targets it is paired with.
+
+class Outputs(NamedTuple):
+    """What a network with prototypes says of V views: the logits are `z @ prototypes.T`, which nobody stores."""
+
+    z: Tensor
+    """(V, B, D): the bottleneck, before the prototypes."""
+    prototypes: Tensor
+    """(K, D); products are made in their dtype."""
+    temperature: float
+
+
+class Distillation(NamedTuple):
+    """What `dino_loss` says, each 0-d."""
+
+    loss: Tensor
+    entropy: Tensor
+    """Mean entropy of the teacher's probabilities, in nats."""
+    information: Tensor
+    """What they say of their image (`information`), in nats."""
+
+
+def dino_loss(student: Outputs, teacher: Outputs, center: Tensor) -> Distillation:
+    """Cross-entropy between teacher and student over all pairs of different views (Caron et al. 2021).
+
+    The student sees all V views, the teacher the first two; `center` (1, K) is subtracted from the teacher's logits.
+    The mean over the 2(V-1) pairs is linear in the target, so each crop needs one log-softmax against the sum of the
+    targets it is paired with. The (V + 2) x B x K logits are never held whole: at most 2**24 at a time, 64 MiB in
+    float32, and nothing of them is kept for the backward pass but the gradients of `z` and of the prototypes. All but
+    the products is float32. The teacher gets no gradient.
     """
-    total = torch.zeros((), device=student.device)
-    for v, logits in enumerate(student):
-        target = teacher.sum(0) if v > 1 else teacher[1 - v]
-        total = total - (target * F.log_softmax(logits.float() / student_temp, dim=-1)).sum(-1).mean()
-    return total / (2 * (len(student) - 1))
+    dtype = torch.promote_types(student.z.dtype, torch.float32)
+    temperatures = student.temperature, teacher.temperature
+    with torch.autocast(student.z.device.type, enabled=False):
+        loss, h, told = _Distillation.apply(
+            student.z.to(dtype), student.prototypes, teacher.z.detach(), teacher.prototypes, center, temperatures
+        )
+    return Distillation(loss, h, told)
+
+
+class _Distillation(torch.autograd.Function):
+    """The loss some images at a time; its gradients are made on the way, because then the logits are needed only once.
+
+    With P the sum of the targets that a crop is paired with, and n their number, the gradient of its logits is
+    (n softmax - P) / temperature / (2(V-1)B).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, w: Tensor, teacher_z: Tensor, teacher_w: Tensor, center: Tensor, temps: tuple[float, float]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        num_views, num_images, num_prototypes = len(z), z.shape[1], len(w)
+        at_once = max(1, _LOGITS_AT_ONCE // ((num_views + 2) * num_prototypes))
+        losses, entropies, grads = [], [], []
+        mean, grad_w = torch.zeros((), device=z.device), None
+        for seen, told in zip(torch.split(z, at_once, 1), torch.split(teacher_z, at_once, 1), strict=True):
+            logits = (told.flatten(0, 1).to(w.dtype) @ teacher_w.T).to(z.dtype).sub_(center).div_(temps[1])
+            p = logits.softmax(-1).view(2, -1, num_prototypes)
+            entropies.append(-(p * logits.log_softmax(-1).view_as(p)).sum(-1))
+            mean = mean + p.sum((0, 1)) / (2 * num_images)
+            targets = [p[1], p[0], *[p.sum(0)] * (num_views - 2)]
+            x = seen.flatten(0, 1).to(w.dtype)
+            logs = (x @ w.T).to(z.dtype).div_(temps[0]).log_softmax(-1).view(num_views, -1, num_prototypes)
+            losses.append(torch.stack([(t * s).sum(-1) for t, s in zip(targets, logs, strict=True)]))
+            slopes = logs.exp_()
+            slopes[2:] *= 2
+            for t, slope in zip(targets, slopes, strict=True):
+                slope.sub_(t)
+            y = slopes.flatten(0, 1).to(w.dtype)
+            grads.append((y @ w).to(z.dtype).view_as(seen))
+            grad_w = y.T @ x if grad_w is None else grad_w.to(z.dtype) + y.T @ x
+        pairs = 2 * (num_views - 1)
+        ctx.save_for_backward(torch.cat(grads, 1), grad_w)
+        ctx.scale = 1 / (temps[0] * pairs * num_images)
+        loss, h = torch.zeros((), device=z.device), torch.cat(entropies, 1).mean()
+        for view in torch.cat(losses, 1):  # in this order the sum has the same bits whatever fits at once
+            loss = loss - view.mean()
+        information = entropy(mean[None]) - h
+        ctx.mark_non_differentiable(h, information)
+        return loss / pairs, h, information
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        grad_z, grad_w = ctx.saved_tensors
+        grad = grad * ctx.scale
+        return grad * grad_z, grad * grad_w, None, None, None, None
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -83,10 +162,10 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> C
     the products with the queue are bf16, where the errors of many negatives cancel; the rest is float32.
     """
     device, dtype = query.device.type, torch.promote_types(query.dtype, torch.float32)
-    mixed = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
     q, k, n = query.to(dtype), key.detach().to(dtype), queue.detach().to(dtype)
+    products = product_dtype(query)
     with torch.autocast(device, enabled=False):
-        loss, first = _InfoNCE.apply(q, k, n, temperature, torch.bfloat16 if mixed else dtype)
+        loss, first = _InfoNCE.apply(q, k, n, temperature, products)
         with torch.no_grad():
             positive, negative = (q * k).sum(1).mean(), q.mean(0) @ n.mean(0)
     return Contrast(loss, positive, negative, first)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nolabel import losses
 from nolabel.job import Job
-from nolabel.methods.dino import DINO, DINOConfig, logits_of
+from nolabel.losses import Outputs
+from nolabel.methods.dino import DINO, DINOConfig, outputs
 from nolabel.schedules import Clock
 from nolabel.views import View
 
@@ -49,6 +50,12 @@ def test_sizes_scales_and_counts_are_settings() -> None:
     found = dino(num_local=3, local_scale=(0.1, 0.2), global_scale=(0.2, 0.9)).method.views()
     assert [v.size for v in found] == [32, 32, 16, 16, 16]
     assert [v.scale for v in found] == [(0.2, 0.9)] * 2 + [(0.1, 0.2)] * 3
+
+
+def logits_of(network: torch.nn.ModuleDict, batch: list[Tensor]) -> Tensor:
+    """(V, B, K), whole."""
+    said = outputs(network, batch, 1.0)
+    return said.z @ said.prototypes.T
 
 
 def slow_loss(j: Job, batch: list[Tensor], center: Tensor, temp: float) -> float:
@@ -117,20 +124,22 @@ def test_drop_path_is_the_students_alone() -> None:
         assert torch.equal(*found) is not random
 
 
-def constant_step(j: Job, mean: Tensor) -> None:
-    """A step whose teacher logits are `mean` for every row."""
-    j.method._collect(mean.expand(2, 5, -1))
+def constant_step(j: Job, z: Tensor) -> Tensor:
+    """A step in which the teacher says `z` for every row; gives the logits of that."""
+    logits = j.method.teacher["head"].last_layer(z).clone()  # type: ignore[index,operator,union-attr]
+    j.method._collect(z.expand(2, 5, -1))
     j.method.after_step(j.clock(0), OK)
+    return logits
 
 
 def test_the_center_after_one_and_many_constant_steps() -> None:
     """0.1 mu after one step from zeros, (1 - 0.9^n) mu after n (closed form)."""
-    j, mean = dino(), torch.randn(64)
+    j, z = dino(momentum=1.0), torch.randn(16)
     assert not j.method.center.any()
-    constant_step(j, mean)
+    mean = constant_step(j, z)
     torch.testing.assert_close(j.method.center, 0.1 * mean[None])
     for _ in range(9):
-        constant_step(j, mean)
+        constant_step(j, z)
     torch.testing.assert_close(j.method.center, (1 - 0.9**10) * mean[None])
 
 
@@ -239,10 +248,11 @@ def test_the_loss_is_the_one_of_the_losses_module(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("nolabel.methods.dino.dino_loss", watched)
     j = dino()
     j.method(views(j), j.clock(0))
-    ((student, teacher, temp),) = called
-    assert student.shape == (4, 8, 64) and teacher.shape == (2, 8, 64) and temp == 0.1
-    assert not teacher.requires_grad and student.requires_grad
-    torch.testing.assert_close(teacher.sum(-1), torch.ones(2, 8))
+    ((student, teacher, center),) = called
+    assert isinstance(student, Outputs) and student.z.shape == (4, 8, 16) and teacher.z.shape == (2, 8, 16)
+    assert student.prototypes.shape == teacher.prototypes.shape == (64, 16) and center is j.method.center
+    assert student.temperature == 0.1 and student.z.requires_grad and student.prototypes.requires_grad
+    assert not teacher.z.requires_grad and not teacher.prototypes.requires_grad
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own looking around

@@ -77,7 +77,7 @@ class TeacherMovesInForward(DINO):
 class CenterMovesInForward(DINO):
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Any:
         said = super().forward(views, clock)
-        self.center.add_(0.1 * self._logits_sum / self._num_logits)
+        self.center.add_(0.1 * self.teacher["head"].last_layer(self._teacher_sum / self._num_summed))  # type: ignore[operator,union-attr]
         return said
 
 
@@ -177,7 +177,7 @@ class CenterNotSaved(DINO):
 
 class CenterOfTheLastMicroBatch(DINO):
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Any:
-        self._logits_sum, self._num_logits = None, 0
+        self._teacher_sum, self._num_summed = None, 0
         return super().forward(views, clock)
 
 

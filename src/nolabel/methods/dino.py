@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nolabel import distributed
 from nolabel.backbones import Backbone
 from nolabel.heads import DINOHead
-from nolabel.losses import dino_loss, entropy, information
+from nolabel.losses import Outputs, dino_loss, product_dtype
 from nolabel.methods.base import MakeBackbone, Method, MethodConfig
 from nolabel.momentum import auto_momentum, move_teacher
 from nolabel.schedules import Clock, cosine, fit_warmup, linear_by_epoch
@@ -105,8 +105,8 @@ class DINO(Method):
         self.teacher.load_state_dict(self.student.state_dict())
         self.center: Tensor
         self.register_buffer("center", torch.zeros(1, config.num_prototypes))
-        self._logits_sum: Tensor | None = None
-        self._num_logits = 0
+        self._teacher_sum: Tensor | None = None
+        self._num_summed = 0
 
     def _network(self, backbone: Backbone) -> nn.ModuleDict:
         c = self.config
@@ -136,17 +136,15 @@ class DINO(Method):
 
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Mapping[str, Tensor]:
         with torch.no_grad():
-            teacher_logits = logits_of(self.teacher, views[:2]).float()  # (2, B, K)
-        student_logits = logits_of(self.student, views)  # (V, B, K)
-        teacher = ((teacher_logits - self.center) / self.teacher_temp(clock)).softmax(-1)
-        loss = dino_loss(student_logits, teacher, self.config.student_temp)
-        self._collect(teacher_logits)
-        h = entropy(teacher)
+            teacher = outputs(self.teacher, views[:2], self.teacher_temp(clock))
+        student = outputs(self.student, views, self.config.student_temp)
+        said = dino_loss(student, teacher, self.center)
+        self._collect(teacher.z)
         return {
-            "loss": loss,
-            "teacher_entropy": h,
-            "teacher_student_kl": loss.detach() - h,
-            "assignment_information": information(teacher),
+            "loss": said.loss,
+            "teacher_entropy": said.entropy,
+            "teacher_student_kl": said.loss.detach() - said.entropy,
+            "assignment_information": said.information,
         }
 
     def before_step(self, clock: Clock) -> None:
@@ -157,11 +155,13 @@ class DINO(Method):
 
     @torch.no_grad()
     def after_step(self, clock: Clock, ok: Tensor) -> None:
-        assert self._logits_sum is not None, "after_step comes after forward"
-        mean = distributed.all_mean(self._logits_sum / self._num_logits)
-        moved = self.center.lerp(mean, 1 - self.config.center_momentum)
+        assert self._teacher_sum is not None, "after_step comes after forward"
+        mean = distributed.all_mean(self._teacher_sum / self._num_summed)
+        # Logits are linear: their mean is that of the mean, and `bottleneck_dim` numbers travel instead of K.
+        logits = self.teacher["head"].last_layer(mean)  # type: ignore[operator]
+        moved = self.center.lerp(logits, 1 - self.config.center_momentum)
         self.center.copy_(torch.where(ok.bool(), moved, self.center))
-        self._logits_sum, self._num_logits = None, 0
+        self._teacher_sum, self._num_summed = None, 0
         move_teacher(self.teacher.parameters(), self.student.parameters(), self.momentum(clock), ok)
 
     def teacher_temp(self, clock: Clock) -> float:
@@ -174,20 +174,22 @@ class DINO(Method):
     def settings(self, clock: Clock) -> Mapping[str, float]:
         return {"teacher_temp": self.teacher_temp(clock), "momentum": self.momentum(clock)}
 
-    def _collect(self, teacher_logits: Tensor) -> None:
-        """Keep the sum of the teacher's logits over the micro-batches of this step for the center."""
-        total = teacher_logits.sum((0, 1), dtype=torch.float32)[None]
-        self._logits_sum = total if self._logits_sum is None else self._logits_sum + total
-        self._num_logits += teacher_logits.shape[0] * teacher_logits.shape[1]
+    def _collect(self, z: Tensor) -> None:
+        """Keep the sum of what the teacher says (2, B, D) over the micro-batches of this step for the center."""
+        total = z.sum((0, 1), dtype=torch.float32)[None]
+        self._teacher_sum = total if self._teacher_sum is None else self._teacher_sum + total
+        self._num_summed += z.shape[0] * z.shape[1]
 
 
-def logits_of(network: nn.ModuleDict, views: Sequence[Tensor]) -> Tensor:
-    """Logits (V, B, K) of V views: one pass of the backbone a size, one of the head over everything."""
+def outputs(network: nn.ModuleDict, views: Sequence[Tensor], temperature: float) -> Outputs:
+    """What a network says of V views: one pass of the backbone a size, one of the head over everything."""
     pooled: list[Tensor] = []
     start = 0
     for i in range(1, len(views) + 1):
         if i == len(views) or views[i].shape[-1] != views[start].shape[-1]:
             pooled.append(network["backbone"](torch.cat(list(views[start:i]))).pooled)
             start = i
-    logits: Tensor = network["head"](torch.cat(pooled))
-    return logits.view(len(views), -1, logits.shape[-1])
+    head = network["head"]
+    assert isinstance(head, DINOHead)
+    z, prototypes = head.bottleneck(torch.cat(pooled)), head.last_layer.rows()
+    return Outputs(z.view(len(views), -1, z.shape[-1]), prototypes.to(product_dtype(prototypes)), temperature)

@@ -24,7 +24,7 @@ LAYERS = (
         "strict_yaml",
     ),
     ("data",),  # above views: its loader cuts the crops in its workers
-    ("config", "backbones", "heads", "losses", "matching", "run", "shuffle", "weights"),
+    ("config", "backbones", "heads", "losses", "matching", "placement", "run", "shuffle", "weights"),
     ("methods", "evals", "plots", "report"),
     ("job", "journal", "liveness", "monitor", "saving", "stability", "train", "estimate"),
     ("api", "tour"),

@@ -23,7 +23,7 @@ from nolabel.errors import DataError, UsageError
 from nolabel.estimate import estimate, format_estimate
 from nolabel.evals.all import EVERY, format_all
 from nolabel.evals.protocol import EvalConfig, format_result
-from nolabel.job import config_from, recipe_config
+from nolabel.job import OLD_DEFAULTS, config_from, recipe_config
 from nolabel.plots import attention_clip, attention_sheet, clip_frames, pca_sheet, prepare, show_matches
 from nolabel.report import report
 from nolabel.run import Run
@@ -87,7 +87,7 @@ def _resume(args: list[str]) -> None:
     found = Run(args.pop(0))
     changed: dict[str, Any] = {}
     if args:
-        stored = config_from(found.config() | {"out": str(found.path)}, str(found.path / "config.yaml"))
+        stored = config_from(OLD_DEFAULTS | found.config() | {"out": str(found.path)}, str(found.path / "config.yaml"))
         kind = type(stored)[type(stored.method)]  # type: ignore[index]
         asked = _parse(kind, args, f"nolabel resume {found.path}", stored, RESUME_HELP)
         changed = dataclasses.asdict(asked)

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from nolabel.data.workers import fits_shared_memory
 from nolabel.errors import UsageError
 from nolabel.methods import METHODS, Method
 from nolabel.optim import optimizer
+from nolabel.placement import place
 from nolabel.recipes import find
 from nolabel.schedules import Clock
 from nolabel.views import applier
@@ -85,7 +87,8 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
             if isinstance(module, Backbone):
                 module.compile_blocks()
     model = distributed.data_parallel(method)
-    stream = _stream(config, images, method)
+    stream = _stream(config, images, method, device)
+    config = replace(config, augment="device" if stream.whole else "cpu")
     per_epoch = len(images.names) // config.batch_size
     total = config.steps or config.epochs * per_epoch
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -113,7 +116,7 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
     )
 
 
-def _stream(config: TrainConfig[Any], images: Images, method: Method) -> Stream:
+def _stream(config: TrainConfig[Any], images: Images, method: Method, device: torch.device) -> Stream:
     """The stream of views; what is said where shared memory is too small for the batches that wait in it."""
     stream = Stream(
         images,
@@ -122,8 +125,11 @@ def _stream(config: TrainConfig[Any], images: Images, method: Method) -> Stream:
         config.batch_size,
         full_decode=config.full_decode,
         whole=config.augment == "device",
-        engine="numba" if config.view_engine == "numba" else "torch",  # auto in the settings of a run from before it
+        engine="numba" if config.view_engine == "numba" else "torch",
     )
+    if config.augment == "auto":
+        placed = place(stream, device, known(config.workers), config.mean, config.std)
+        stream = stream._replace(whole=placed == "device")
     if not stream.whole:
         applier(stream.engine)  # compiled before there are processes that need it
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of this machine
@@ -143,6 +149,10 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(ctypes.c_int(-4), ctypes.c_int(0))  # M_MMAP_MAX: nothing is mapped
         mallopt(ctypes.c_int(-1), ctypes.c_int(2**31 - 1))  # M_TRIM_THRESHOLD: nothing is given back
+
+
+OLD_DEFAULTS = {"augment": "cpu", "view_engine": "torch"}
+"""What settings were in runs whose config.yaml does not have them."""
 
 
 def config_from(values: dict[str, Any], where: str) -> TrainConfig[Any]:

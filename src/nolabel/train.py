@@ -37,7 +37,7 @@ from nolabel.config import (
 )
 from nolabel.data.images import scan
 from nolabel.data.loader import Batch, batches
-from nolabel.job import Job, Record, build, config_from, config_yaml, say
+from nolabel.job import OLD_DEFAULTS, Job, Record, build, config_from, config_yaml, say
 from nolabel.liveness import watched
 from nolabel.methods import Method
 from nolabel.optim import all_finite, clip_grad, set_schedules
@@ -63,7 +63,7 @@ def train(config: TrainConfig[Any], overwrite: bool = False) -> run.Run:
         saving.check_room(job)
         if distributed.is_main():
             run.create(out, overwrite)
-            run.write_text(out / "config.yaml", config_yaml(config))
+            run.write_text(out / "config.yaml", config_yaml(job.config))
         for line in shrunk(asked, config):
             say(f"warning: {line}")
         with run.locked(out) if distributed.is_main() else contextlib.nullcontext(), saving.recorded(job, 0):
@@ -82,7 +82,7 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
     if found.status()["state"] == "done" and not changed:
         return found
     where = found.path / "config.yaml"
-    before = local_paths(config_from(read_yaml(where) | {"out": path}, str(where)))
+    before = local_paths(config_from(OLD_DEFAULTS | read_yaml(where) | {"out": path}, str(where)))
     config = local_paths(update(before, dict(changed or {})))
     lines = check_changes(before, config, allow_change)
     device = find_device(config.device)
@@ -106,7 +106,7 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
 def replay(path: str | Path) -> Record:
     """Repeat the step for which the run at `path` was stopped as not finite, from RUN/capture; gives its values."""
     found = run.Run(path)
-    config = config_from(found.config() | {"out": str(path)}, str(found.path / "config.yaml"))
+    config = config_from(OLD_DEFAULTS | found.config() | {"out": str(path)}, str(found.path / "config.yaml"))
     device = find_device(config.device)
     job = build(config, scan(config.data, config.subfolder), device)
     job, step, _ = saving.restore(job, "capture")

@@ -57,7 +57,7 @@ class TrainConfig(Generic[M]):
     full_decode: bool = False
     """Decode large JPEGs in full; otherwise at 1/2, 1/4 or 1/8 where no crop needs more: several times faster."""
     augment: Literal["auto", "cpu", "device"] = "auto"
-    """Where views are cut: cpu: by the workers; device: workers only decode. auto is cpu so far."""
+    """Where views are cut: cpu: by the workers; device: workers only decode. auto: on CUDA by measurement, else cpu."""
     view_engine: Literal["auto", "torch", "numba"] = "auto"
     """What makes views on the CPU. auto: numba where it is installed (extra fast), several times faster than torch."""
     threads: int | Literal["auto"] = "auto"

@@ -133,3 +133,18 @@ def test_fp16_skips_an_overflow_lowers_its_scale_and_goes_on() -> None:
 def test_fp16_still_sees_a_loss_that_is_not_finite() -> None:
     j = job(SMALL["dino"], precision="fp16")
     assert training_step(j, nan_pixel(j), j.clock(0))["ok"] == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(("method", "backbone"), [("dino", "vit"), ("msn", "vit"), *((m, "resnet") for m in SMALL)])
+def test_a_batch_of_one_image_many_times_gives_finite_numbers(method: str, backbone: str, precision: str) -> None:
+    """Duplicates in a folder, or dead data: no distance of zero, no variance of zero may become a NaN."""
+    j = job(SMALL[method], backbone, optim=ADAMW, precision=precision)
+    for number, fill in enumerate((None, 0.0)):  # one picture; and one of one colour
+        batch = [v[:1].expand_as(v).clone() if fill is None else torch.full_like(v, fill) for v in views(j, number)]
+        said = training_step(j, batch, j.clock(number))
+        assert said["ok"] == 1
+        assert all(torch.as_tensor(value).isfinite() for name, value in said.items() if name != "grad_norm"), said
+    assert all(v.isfinite().all() for v in everything(j).values())
+    if precision != "fp16":  # which finds its scale by gradients that are not
+        assert torch.as_tensor(said["grad_norm"]).isfinite()

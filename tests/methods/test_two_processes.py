@@ -155,3 +155,9 @@ def test_saved_names_are_those_of_one_process(pair: tuple[Found, Found], one: Fo
     for name in ("dino resnet", "simclr resnet"):
         assert pair[0][name].keys() == one[name].keys()
         assert any(k.endswith("running_var") for k in pair[0][name])
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("bad on the last")])
+def test_a_step_that_is_bad_in_one_process_is_bad_in_all(name: str, pair: tuple[Found, Found], one: Found) -> None:
+    for found in (*pair, one):
+        assert found[name]["ok"] == 0 and found[name]["moved"] == 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from test_contract import SMALL
-from tiny import SGD, everything, job, step
+from tiny import SGD, changed, everything, job, step, views
 from torch import Tensor, nn
 
 from nolabel import distributed
@@ -21,6 +21,7 @@ from nolabel.job import Job
 from nolabel.methods import densecl as method
 from nolabel.optim import all_finite
 from nolabel.shuffle import shuffle, unshuffle
+from nolabel.train import training_step
 
 STEPS = 3
 Found = dict[str, Tensor]
@@ -140,6 +141,17 @@ def shuffled() -> Found:
     return {"away": all_gather(away), "back": all_gather(unshuffle(away, step=3)), "sent": random(8, 3)}
 
 
+def bad_on_the_last(make: Callable[[], Job]) -> Found:
+    """A good step, then one with a bad pixel in the last process alone: what every process says, and what has moved."""
+    j = make()
+    step(j, 0)
+    before, batch = everything(j), views(j, 1)
+    if distributed.rank() == distributed.world_size() - 1:
+        batch[0][0, 0, 3, 3] = torch.nan
+    said = training_step(j, batch, j.clock(1))
+    return {"ok": torch.as_tensor(said["ok"]), "moved": torch.tensor(len(changed(before, everything(j))))}
+
+
 def densecl_shuffled_back_wrongly() -> Found:
     """The planted bug: keys stay where they were normalised."""
     kept, method.unshuffle = method.unshuffle, lambda x, step: x
@@ -192,6 +204,10 @@ RUNS: dict[str, Callable[[], Found]] = {
     "msn vit without sinkhorn": lambda: training(lambda: msn(sinkhorn_rounds=0)),
     "msn vit with a mask an image": lambda: training(lambda: msn(mask_per_sample=True)),
     "simclr resnet": lambda: training(simclr),
+    "bad on the last: dino": lambda: bad_on_the_last(lambda: dino("vit")),
+    "bad on the last: msn": lambda: bad_on_the_last(msn),
+    "bad on the last: densecl": lambda: bad_on_the_last(densecl),
+    "bad on the last: simclr": lambda: bad_on_the_last(simclr),
     "center not reduced": unreduced,
     "gradient of me-max cut": cut,
 }

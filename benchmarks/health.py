@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import nolabel
 from nolabel.data import demo
 from nolabel.errors import NumericError
-from nolabel.health import Diagnosis, Facts, diagnose
+from nolabel.health import Diagnosis, Facts, diagnose, facts
 
 GAIN = 5.0
 """Points of 20-NN above the untrained network from which a run counts as healthy."""
@@ -132,19 +132,17 @@ def judged(path: Path) -> tuple[list[dict[str, Any]], Facts]:
     shape = json.loads((path / "weights" / "config.json").read_text())
     lines = [r for r in metrics if "loss" in r]
     per_epoch = lines[-1]["step"] / lines[-1]["epoch"]
-    warmup = max(round(config["optim"]["warmup_epochs"] * per_epoch), lines[-1]["step"] // 50)
-    settings = config["method"]
-    facts = Facts(config["method_name"], settings, shape["num_features"], settings.get("num_prototypes"), warmup)
-    return metrics, facts
+    warmup, last = config["optim"]["warmup_epochs"], lines[-1]["step"]
+    return metrics, facts(config["method_name"], config["method"], shape["num_features"], warmup, per_epoch, last)
 
 
-def first_alarm(metrics: list[dict[str, Any]], facts: Facts) -> tuple[int, Diagnosis]:
+def first_alarm(metrics: list[dict[str, Any]], run: Facts) -> tuple[int, Diagnosis]:
     """Step and words of the first alarm, judged line by line as the monitor does; the last step where there is none."""
     found, step = Diagnosis("healthy", ""), 0
     for i, record in enumerate(metrics):
         if "loss" not in record:
             continue
-        step, found = record["step"], diagnose(metrics[: i + 1], facts)
+        step, found = record["step"], diagnose(metrics[: i + 1], run)
         if found.alarm:
             break
     return step, found
@@ -162,8 +160,8 @@ def table(folders: list[Path]) -> None:
     for path in sorted(p.parent for folder in folders for p in folder.glob("**/metrics.jsonl")):
         if nolabel.Run(path).status()["state"] not in ("done", "failed") or not (path / "weights").exists():
             continue
-        metrics, facts = judged(path)
-        step, found = first_alarm(metrics, facts)
+        metrics, run = judged(path)
+        step, found = first_alarm(metrics, run)
         points, plan = gain(metrics), PLANTED.get(path.name)
         if plan:
             truth = f"planted: {path.name}"
@@ -174,7 +172,7 @@ def table(folders: list[Path]) -> None:
             truth = "healthy" if points >= GAIN else "learned little"
             verdict = "alarm" if found.alarm else "no alarm"
         counts[truth, verdict] += 1
-        after = step - facts.warmup_steps
+        after = step - run.warmup_steps
         number = "" if points is None else f"{points:+.1f}"
         print(f"{path.name:<32}{number:>7}  {found.kind:<16}step {step} ({after} after warm-up)  {verdict}")
     print()

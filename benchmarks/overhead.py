@@ -2,8 +2,8 @@
 
     python benchmarks/overhead.py DATA FOLDER [--steps 30]
 
-Every part is timed by the processor time of this process where it runs, so what else the machine does hardly counts. From
-the parts follows the share of a run of any length: a look at each evaluation, a judgement at each log line.
+Every part is timed by the processor time of this process where it runs, so what else the machine does hardly counts.
+From the parts follows the share of a run of any length: a look at each evaluation, a judgement at each log line.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from typing import Any
 
 import nolabel
 from nolabel import journal, monitor
+from nolabel.config.resolve import BETWEEN_LOOKS
 
 loop = importlib.import_module("nolabel.train")  # the attribute nolabel.train is the function
 NARROW = {"backbone_args": ["layers=[1,1,1,1]", "channels=[32,64,128,256]", "output_stride=8"]}
@@ -75,23 +76,22 @@ def measured(recipe: str, data: str, out: Path, steps: int) -> tuple[Times, int]
     }
     try:
         shutil.rmtree(out, ignore_errors=True)
-        started = time.process_time()
         nolabel.train(recipe, data, out, steps=steps, checkpoint_every=10_000, **fixed, **RECIPES[recipe])
-        times["all"].append(1000 * (time.process_time() - started))
     finally:
         for where, name, real in kept:
             setattr(where, name, real)
     return times, sizes[-1]
 
 
-def share(parts: dict[str, float], steps: int, size: int, loading: float) -> tuple[float, int]:
-    """Percent of a run of so many steps, and the images a look embeds there, with the defaults of the settings."""
-    eval_every, log_every = max(1, steps // 20), max(1, min(50, steps // 200))
-    images = int(min(max(0.01 * 4 * 64 * eval_every, monitor.MIN_SAMPLE), monitor.MAX_SAMPLE))
+def share(parts: dict[str, float], steps: int, size: int) -> tuple[float, int]:
+    """Percent of steps and looks together that the monitor takes of so many steps, and the images of a look there."""
+    eval_every = max(1, steps // 20, min(steps // 2, BETWEEN_LOOKS // 64))
+    log_every = max(1, min(50, steps // 200))
+    images = int(min(max(0.005 * 4 * 64 * eval_every, monitor.MIN_SAMPLE), monitor.MAX_SAMPLE))
     looks, lines = 1 + math.ceil(steps / eval_every), steps // log_every
     look = parts["_picture"] + parts["report"] + parts["_features"] * images / size
     cost = looks * look + lines * (parts["judge_health"] + parts["_weight_norm"])
-    return 100 * cost / (steps * (parts["training_step"] + loading) + cost), images
+    return 100 * cost / (steps * parts["training_step"] + cost), images
 
 
 def main() -> None:
@@ -104,14 +104,11 @@ def main() -> None:
     for recipe in options.recipes.split(","):
         times, size = measured(recipe, options.data, options.folder / recipe, options.steps)
         parts = {name: median(values) for name, values in times.items()}
-        # What is neither a step nor looked at: reading images and making their views.
-        used = sum(times["training_step"]) + sum(times["look"]) + sum(times["monitor"]) + sum(times["judge_health"])
-        loading = max(0.0, (times["all"][0] - used) / options.steps)
         print(f"{recipe}: {options.steps} steps, a look at {size} images; CPU ms, medians", flush=True)
         names = ("training_step", "look", "_features", "_picture", "report", "judge_health", "_weight_norm")
-        print("  " + ", ".join(f"{name.strip('_')} {parts[name]:.2f}" for name in names) + f", loading {loading:.1f}")
+        print("  " + ", ".join(f"{name.strip('_')} {parts[name]:.2f}" for name in names))
         for steps in LENGTHS:
-            percent, images = share(parts, steps, size, loading)
+            percent, images = share(parts, steps, size)
             print(f"  {steps:>7} steps: {percent:.2f} % ({images} images a look)", flush=True)
 
 

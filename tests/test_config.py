@@ -161,6 +161,14 @@ def test_auto_is_resolved_and_what_was_chosen_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
+    ("steps", "batch", "expected"), [(1, 64, 1), (100, 64, 50), (1000, 64, 150), (1000, 256, 50), (10_000, 64, 500)]
+)
+def test_evaluations_are_as_far_apart_as_one_percent_allows(steps: int, batch: int, expected: int) -> None:
+    config = dataclasses.replace(BASE, batch_size=batch, steps=steps)
+    assert resolve(config, 1000, 1, CPU).eval_every == expected
+
+
+@pytest.mark.parametrize(
     ("changed", "num_images", "world_size", "message"),
     [
         ({"batch_size": 64}, 63, 1, "holds 63 images, fewer than one batch of 64"),

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nolabel.health import WINDOW, Facts, diagnose, feature_signals
+from nolabel.health import WINDOW, Facts, diagnose, facts
 from nolabel.losses import information
+from nolabel.spread import feature_signals
 
 N, D, K = 1024, 128, 4096
 FACTS = Facts("dino", {"teacher_temp": 0.04, "freeze_last_layer": 1, "center_momentum": 0.9}, D, K, 100)
@@ -203,3 +204,10 @@ def test_dead_data_and_exploding_weights_are_named_at_once() -> None:
 )
 def test_information_is_what_tells_images_apart(p: Callable[[], Tensor], expected: float) -> None:
     assert information(p()).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_warmup_is_that_of_the_rate_or_a_fiftieth_of_the_run() -> None:
+    assert facts("dino", {"num_prototypes": 512}, 64, 10, 30.0, 1000) == Facts(
+        "dino", {"num_prototypes": 512}, 64, 512, 300
+    )
+    assert facts("simclr", {}, 64, 0.1, 30.0, 1000) == Facts("simclr", {}, 64, None, 20)

@@ -21,6 +21,7 @@ LAYERS = (
         "signals",
         "health",
         "recipes",
+        "spread",
         "strict_yaml",
     ),
     ("data",),  # above views: its loader cuts the crops in its workers

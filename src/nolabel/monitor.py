@@ -16,10 +16,11 @@ from nolabel.data.images import Images, read
 from nolabel.data.order import images_at
 from nolabel.evals.images import knn
 from nolabel.evals.shared.features import Pixels, embed, in_batches
-from nolabel.health import Diagnosis, Facts, diagnose, feature_signals
+from nolabel.health import Diagnosis, Facts, diagnose, facts
 from nolabel.job import Job, method_name, say
 from nolabel.plots.attention import snapshot
 from nolabel.report import report
+from nolabel.spread import feature_signals
 from nolabel.views import normalize
 
 NUM_PICTURES = 8
@@ -33,7 +34,7 @@ class Monitor(NamedTuple):
 
     labelled: knn.MonitorImages | None
     sample: Tensor
-    """(N, 3, size, size) uint8 training images for the signals of `health.py`."""
+    """(N, 3, size, size) uint8 training images for the signals of `spread.py`."""
     pictures: Tensor
     """(8, 3, side, side) of them for the maps, large enough to show something, or fewer where the data hold fewer."""
     mean: tuple[float, float, float]
@@ -55,8 +56,12 @@ def monitor(job: Job) -> Monitor:
     pictures = _sample(job.stream.images, _picture_side(job), config.seed, NUM_PICTURES)
     written = run.Run(job.out)
     said = [str(e.get("kind")) for e in written.events() if e.get("event") == "alarm"]
-    facts = _facts(job)
-    return Monitor(labelled, sample, pictures, config.mean, config.std, job.device, facts, written.metrics(), said)
+    settings = {name: getattr(config.method, name) for name in vars(config.method)}
+    width, warmup = job.method.backbone.num_features, config.optim.warmup_epochs
+    known_facts = facts(method_name(config), settings, width, warmup, job.steps_per_epoch, job.total_steps)
+    return Monitor(
+        labelled, sample, pictures, config.mean, config.std, job.device, known_facts, written.metrics(), said
+    )
 
 
 def look(job: Job, images: Monitor, done: int) -> dict[str, Any]:
@@ -102,19 +107,12 @@ def _features(images: Monitor, net: Backbone) -> dict[str, float]:
     return feature_signals(table.features)._asdict()
 
 
-def _facts(job: Job) -> Facts:
-    c = job.config
-    settings = {name: getattr(c.method, name) for name in vars(c.method)}
-    warmup = max(round(c.optim.warmup_epochs * job.steps_per_epoch), job.total_steps // 50)
-    return Facts(method_name(c), settings, job.method.backbone.num_features, settings.get("num_prototypes"), warmup)
-
-
 def _sample_size(job: Job) -> int:
-    """As many images as cost about 1 % of the training between two evaluations.
+    """As many images as cost about 0.5 % of the training between two evaluations; pictures and report cost the same.
 
     An image in training costs at least four forward passes: one of the teacher, and three for forward and backward.
     """
-    fitting = 0.01 * 4 * job.config.batch_size * known(job.config.eval_every)
+    fitting = 0.005 * 4 * job.config.batch_size * known(job.config.eval_every)
     size = job.config.method.image_size
     return int(min(max(fitting, MIN_SAMPLE), MAX_SAMPLE, MAX_BYTES // (3 * size * size)))
 

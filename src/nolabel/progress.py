@@ -33,7 +33,7 @@ def progress(first_step: int, total_steps: int, show: bool = True) -> Iterator[R
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
-    """The numbers people watch, in one short line."""
+    """The numbers people watch, in one short line; empty where there are none."""
     parts = []
     for name, form in (
         ("loss", "loss {:.3f}"),
@@ -46,7 +46,7 @@ def summary(metrics: Mapping[str, Any]) -> str:
             parts.append(form.format(value))
     wait = metrics.get("data_wait")
     if wait is not None:
-        parts.append(f"loader {100 * wait:.0f} %" + (": raise --workers" if wait > 0.3 else ""))
+        parts.append(f"loader {100 * wait:.0f} %")
     if metrics.get("health"):
         parts.append(f"health: {metrics['health']}")
     return " | ".join(parts)
@@ -58,12 +58,13 @@ def _plain_lines(first_step: int, total_steps: int, interval: float = 10.0) -> R
     def report(step: int, metrics: Mapping[str, Any]) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last < interval and step < total_steps and "knn" not in metrics:
+        said = summary(metrics)
+        if not said or (now - last < interval and step < total_steps and "knn" not in metrics):
             return
         last = now
         left = (now - start) / max(step - first_step, 1) * (total_steps - step)
         print(
-            f"step {step}/{total_steps} | {summary(metrics)} | {duration(left)} left",
+            f"step {step}/{total_steps} | {said} | {duration(left)} left",
             file=sys.stderr,
             flush=True,
         )

@@ -19,6 +19,9 @@ LOWEST = {
     **dict.fromkeys(("workers", "seed"), 0),
 }
 
+BETWEEN_LOOKS = 9_600
+"""Images trained on between two evaluations, at least: one of 256 images and its pictures costs about 1 % of that."""
+
 
 def find_device(name: str) -> torch.device:
     """The device of this process. UsageError if it is asked for and absent."""
@@ -54,7 +57,7 @@ def resolve(config: TrainConfig[Any], num_images: int, world_size: int, device: 
         # Threads beyond the free processors wait for each other.
         "threads": max(1, local - workers) if on_cpu else 1,
         "log_every": max(1, min(50, total // 200)),
-        "eval_every": max(1, total // 20),
+        "eval_every": max(1, total // 20, min(total // 2, -(-BETWEEN_LOOKS // config.batch_size))),
         "checkpoint_every": max(1, min(per_epoch, total)),
     }
     chosen = {name: value for name, value in auto.items() if getattr(config, name) == "auto"}

@@ -69,7 +69,7 @@ class TrainConfig(Generic[M]):
     log_every: int | Literal["auto"] = "auto"
     """Steps between two lines of metrics."""
     eval_every: int | Literal["auto"] = "auto"
-    """Steps between two evaluations (k-NN with labels, pictures)."""
+    """Steps between two evaluations (k-NN with labels, pictures); auto: 20 in a run, fewer in a short one."""
     checkpoint_every: int | Literal["auto"] = "auto"
     """Steps between two checkpoints; auto: an epoch. Ten minutes without one make one, too."""
     keep_checkpoints: int = 3

@@ -108,8 +108,7 @@ def key_numbers(status: Record, metrics: Sequence[Record], config: Record) -> li
         tiles.append(KeyNumber("Images a second", number(_round(_median(speed))), "median"))
     if wait:
         share = sum(wait) / len(wait)
-        note = "of the time: raise --workers" if share > 0.3 else "of the time"
-        tiles.append(KeyNumber("Waiting for data", f"{share:.0%}".replace("%", "\u202f%"), note))
+        tiles.append(KeyNumber("Waiting for data", f"{share:.0%}".replace("%", "\u202f%"), "of the time"))
     if losses:
         tiles.append(KeyNumber("Loss", number(losses[-1]), f"from {number(losses[0])}"))
     return tiles

@@ -254,3 +254,14 @@ def test_stages_are_four_maps(kind: str, sides: list[int]) -> None:
     maps = make(kind, image_size=32 if kind == "vit" else None).stages(torch.randn(2, 3, 32, 32))
     assert [m.shape[-1] for m in maps] == sides
     assert all(m.shape[0] == 2 and m.shape[2] == m.shape[3] for m in maps)
+
+
+def test_plain_attention_says_the_same_and_is_for_few_patches() -> None:
+    net = backbone("vit_tiny_patch16_224", {"depth": 2, "embed_dim": 32, "num_heads": 2}, image_size=32).eval()
+    x = torch.randn(2, 3, 32, 32)
+    fused = net(x)
+    net.plain_attention(272)  # 17 x 17 patches
+    assert all(block.attn.fused_attn for block in net.model.blocks)
+    net.plain_attention(256)
+    assert not any(block.attn.fused_attn for block in net.model.blocks)
+    torch.testing.assert_close(net(x).patches, fused.patches)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -159,6 +160,16 @@ class Backbone(nn.Module):
         weights = ((q[:, :, :1] * attn.scale) @ k.transpose(-2, -1)).float().softmax(-1)
         patches = weights[:, :, 0, self.model.num_prefix_tokens :]
         return patches, self._grid(x, patches.shape[-1])
+
+    def plain_attention(self, image_size: int) -> None:
+        """Attention of ViTs by two products and a softmax, not by torch's fused function: faster in bf16 on CPUs.
+
+        It keeps the weights of all pairs of tokens for the backward pass, so only for at most 256 patches.
+        """
+        if self.patch_size is not None and (image_size // self.patch_size) ** 2 <= 256:
+            for module in self.model.modules():
+                if isinstance(module, Attention):
+                    module.fused_attn = False  # type: ignore[misc]  # timm's own switch, but for TorchScript
 
     def compile_blocks(self) -> None:
         """torch.compile block by block (a ViT) or as a whole, in place: the names of the state dict stay timm's."""

@@ -82,10 +82,11 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
     if method.sync_batchnorm:
         distributed.synchronize_batchnorm(method)
     method.to(device).train()
-    if config.compile:
-        for module in method.modules():
-            if isinstance(module, Backbone):
-                module.compile_blocks()
+    for net in [m for m in method.modules() if isinstance(m, Backbone)]:
+        if device.type == "cpu" and config.precision == "bf16":
+            net.plain_attention(config.method.image_size)
+        if config.compile:
+            net.compile_blocks()
     model = distributed.data_parallel(method)
     stream = _stream(config, images, method, device)
     config = replace(config, augment="device" if stream.whole else "cpu")

@@ -225,6 +225,18 @@ def test_without_memax_and_sinkhorn_few_prototypes_take_all() -> None:
     assert sum(s["prototypes_used"] for s in last) / 10 < 6
 
 
+def test_the_first_loss_in_bf16_is_that_of_float32() -> None:
+    """Root mean square over eight networks and batches: 1 %; single ones are off by up to 1.3 %."""
+    errors = []
+    for seed in range(8):
+        exact, half = msn(seed=seed), msn(seed=seed, precision="bf16")
+        batch = views(exact, seed)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = half.method(batch, half.clock(0))["loss"].item()
+        errors.append(mixed / exact.method(batch, exact.clock(0))["loss"].item() - 1)
+    assert 0 < torch.tensor(errors).square().mean().sqrt() < 0.01
+
+
 def test_bf16_stays_near_float32_for_200_steps() -> None:
     """Two runs that differ in rounding drift apart; what is learned must not: means of 20 steps agree to 10 %."""
     one_block = ("patch_size=8", "embed_dim=32", "depth=1", "num_heads=2")
@@ -234,7 +246,6 @@ def test_bf16_stays_near_float32_for_200_steps() -> None:
         j = msn(epochs=50, optim=optim, precision=precision, num_focal=1, backbone_args=one_block)
         runs.append([step(j, number)["loss"] for number in range(200)])
     exact, half = (torch.tensor(r).view(10, 20).mean(1) for r in runs)
-    assert runs[1][0] == pytest.approx(runs[0][0], rel=0.01)
     assert ((half - exact).abs() / exact).max() < 0.1
     assert exact[-1] < exact[0] - 0.5
     assert all(math.isfinite(x) for run in runs for x in run)

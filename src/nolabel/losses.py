@@ -134,7 +134,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     loss, correct = torch.zeros((), device=a.device), torch.zeros((), device=a.device)
     for query, others, same in ((a, all_b, all_a), (b, all_a, all_b)):
         with torch.autocast(a.device.type, enabled=False):  # cosines in bf16 are off by up to 0.4 %
-            to_same = (query @ same.T).index_put((rows, positive), torch.tensor(-torch.inf, device=a.device))
+            to_same = (query @ same.T).index_put((rows, positive), torch.full((), -torch.inf, device=a.device))
             logits = torch.cat([query @ others.T, to_same], dim=1) / temperature
         loss = loss + F.cross_entropy(logits, positive)
         correct = correct + (logits.argmax(1) == positive).float().mean() / 2
@@ -212,7 +212,7 @@ def log_assignments(z: Tensor, prototypes: Tensor, temperature: float, smoothing
         cosines = F.normalize(z.float(), dim=-1) @ F.normalize(prototypes.float(), dim=-1).T
     log_p = F.log_softmax(cosines / temperature, dim=-1)
     if smoothing:
-        floor = torch.tensor(math.log(smoothing / len(prototypes)), device=z.device)
+        floor = torch.full((), math.log(smoothing / len(prototypes)), device=z.device)
         log_p = torch.logaddexp(log_p + math.log1p(-smoothing), floor)
     return log_p
 

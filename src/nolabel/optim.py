@@ -129,8 +129,9 @@ def clip_grad(
     norms = torch._foreach_norm(grads)
     sizes = torch.stack([n.float() for n in norms])
     if max_norm and num_clipped:
-        limits = [sizes[:num_clipped].norm()] * num_clipped if joint else norms[:num_clipped]
-        torch._foreach_mul_(grads[:num_clipped], [(max_norm / (n + 1e-6)).clamp(max=1.0) for n in limits])
+        limits = sizes[:num_clipped].norm() if joint else sizes[:num_clipped]
+        factors = (max_norm / (limits + 1e-6)).clamp(max=1.0)  # of all at once: on a GPU each operation is a launch
+        torch._foreach_mul_(grads[:num_clipped], factors if joint else list(factors.unbind()))
     total: Tensor = sizes.norm()
     return total
 

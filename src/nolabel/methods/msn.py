@@ -224,10 +224,10 @@ class MSN(Method):
             return None
         rng = generator(clock.seed, clock.step, 0, MASKS)
         if not c.mask_per_sample:
-            return draw_keep(self._num_patches(), c.mask_ratio, rng).to(view.device)
+            return draw_keep(self._num_patches(), c.mask_ratio, rng).to(view.device, non_blocking=True)
         shape = c.num_random, distributed.world_size(), len(view)
         keep = draw_keep(self._num_patches(), c.mask_ratio, rng, math.prod(shape)).view(*shape, -1)
-        return keep[:, distributed.rank()].flatten(0, 1).to(view.device)
+        return keep[:, distributed.rank()].flatten(0, 1).to(view.device, non_blocking=True)
 
     def _num_patches(self) -> int:
         net = self.backbone

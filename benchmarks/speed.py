@@ -14,7 +14,7 @@ import io
 import statistics
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from torchvision.transforms import functional as pil
 
 from nolabel.data.decode import decode, load, open_image
 from nolabel.data.loader import cut, whole
+from nolabel.data.packing import resized
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, Drawn, View, applier, draw, fastest, normalize
 
 try:
@@ -60,6 +61,12 @@ def ours(views: tuple[View, ...], full_decode: bool = False, engine: Literal["to
         return [normalize(crop, IMAGENET_MEAN, IMAGENET_STD) for crop in crops]
 
     return run
+
+
+def packed(run: Contender) -> Contender:
+    """The same on what `nolabel pack --short-side 256` has made of the files."""
+    small = lru_cache(lambda data: resized(data, 256, 95) or data)
+    return lambda data, number: run(small(data), number)
 
 
 def decode_only(views: tuple[View, ...]) -> Contender:
@@ -147,6 +154,7 @@ def rows() -> list[Row]:
             mine["nolabel, torch"] = ours(views, engine="torch")
         if name.startswith("4000"):
             mine["nolabel, full decode"] = ours(views, full_decode=True)
+            mine |= {f"{word}, --short-side 256": packed(run) for word, run in mine.items() if "full" not in word}
         found.append(Row(title, name, {**mine, **lightly(*sizes), "PIL": reference(views)}))
     return found
 

@@ -17,6 +17,7 @@ import nolabel
 from nolabel import run as folder
 from nolabel.data import loader
 from nolabel.data.images import scan
+from nolabel.data.packing import Packing, pack
 from nolabel.errors import DataError, UsageError
 from nolabel.signals import Stopped
 
@@ -67,6 +68,28 @@ def crash_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         monkeypatch.setattr(loop, "training_step", dying)
 
     return arrange
+
+
+def test_a_run_on_shards_is_that_on_the_folder(
+    whole: Path,
+    tiny: dict[str, Any],
+    pictures: Path,
+    tmp_path: Path,
+    crash_at: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Started on the folder, gone on with from shards in the middle of the second epoch."""
+    data, out = shutil.copytree(pictures / "train", tmp_path / "data"), tmp_path / "run"
+    crash_at(4)
+    with pytest.raises(Crash):
+        nolabel.train("dino-small", **settings(tiny, pictures, out) | {"data": data})
+    monkeypatch.undo()
+    pack(data, tmp_path / "shards", Packing())
+    shutil.rmtree(data)
+    (tmp_path / "shards").rename(data)
+    nolabel.resume(out)
+    assert weights(out) == weights(whole)
+    assert losses(out) == losses(whole)
 
 
 @pytest.mark.parametrize("number", [0, 1, 3, 4, 7])

@@ -15,16 +15,17 @@ HELP = f"""nolabel {__version__}: self-supervised visual pre-training on a folde
   nolabel eval PROTOCOL WEIGHTS DATA        measure features: nolabel list protocols
   nolabel show attention|pca|matches WEIGHTS IMAGE... --out DIR     look inside
   nolabel embed WEIGHTS DATA --out F        features as .npz or .parquet
+  nolabel pack DATA --out SHARDS            the images in a few large files, for fast reading
   nolabel check DATA                        what is in the data, and what training will skip
   nolabel report RUN                        write RUN/report.html again
   nolabel list recipes|backbones|protocols
   nolabel demo [--out RUN]                  the whole tour on pictures made on the spot, minutes on a laptop CPU
 
-DATA: a folder, a zip of one, or a text file of paths; labelled: train/ and val/ (or test/) of class folders, or class
-folders. WEIGHTS: a run, a folder in timm's layout, a .safetensors file with --backbone NAME, or random:BACKBONE.
+DATA: a folder, a zip of one, shards, or a text file of paths; labelled: train/ and val/ (or test/) of class folders, or
+class folders. WEIGHTS: a run, a folder in timm's layout, a .safetensors file with --backbone NAME, or random:BACKBONE.
 Results go to stdout, progress to stderr. nolabel uses no network and sends nothing anywhere."""
 
-COMMANDS = ("train", "resume", "eval", "embed", "show", "check", "report", "list", "demo")
+COMMANDS = ("train", "resume", "eval", "embed", "pack", "show", "check", "report", "list", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,6 +24,7 @@ from nolabel.estimate import estimate, format_estimate
 from nolabel.evals.all import EVERY, format_all
 from nolabel.evals.protocol import EvalConfig, format_result
 from nolabel.job import OLD_DEFAULTS, config_from, recipe_config
+from nolabel.pack import run as pack
 from nolabel.plots import attention_clip, attention_sheet, clip_frames, pca_sheet, prepare, show_matches
 from nolabel.report import report
 from nolabel.run import Run
@@ -290,6 +291,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "resume": _resume,
     "eval": _eval,
     "embed": embed,
+    "pack": pack,
     "show": _show,
     "check": _check,
     "report": _report,

@@ -1,4 +1,4 @@
-"""Members of a zip: which there are and where their bytes lie, in numbers that forked processes share.
+"""Members of a zip or of shards: which there are and where they lie, in numbers that forked processes share.
 
 Opening a zip takes `zipfile` about a second and 500 MB for a million members. It is done once; a member is then read
 by its place.
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nolabel.data.names import Names, compact, name_bytes
+from nolabel.data.shards import ABOUT, Shards, open_shards, read_shard
 from nolabel.data.sources import BadImage, Entry, is_junk
 
 MAX_MEMBER_BYTES = 256_000_000  # uncompressed
@@ -36,9 +37,11 @@ _ROW = np.dtype(
 class Members(NamedTuple):
     """All members but folders, sorted by their names as bytes; of equal names the last one, as `zipfile` has it."""
 
+    shards: Shards | None
+    """None for a zip."""
     names: Names
     rows: NDArray[np.void]
-    """For each name where its header lies, its sizes, CRC-32, method and what is wrong with it: 22 bytes."""
+    """For each name its size and CRC-32; in a zip, too, where it lies, its packed size, method and what is wrong."""
     repeated: tuple[str, ...]
     """Names that others have, too."""
 
@@ -50,9 +53,19 @@ class Members(NamedTuple):
 
 
 def members(path: str) -> Members:
-    """The members of the zip as it is now. Raises what `zipfile` raises for a file that is none or damaged."""
-    info = os.stat(path)
-    return _members(path, info.st_ino, info.st_size, info.st_mtime_ns)
+    """The members of the zip, or of the folder of shards, as it is now. Raises what `zipfile` or `open_shards` does."""
+    about = os.path.join(path, ABOUT)
+    try:
+        info, shards = os.stat(about), True
+    except (FileNotFoundError, NotADirectoryError):
+        info, shards = os.stat(path), False
+    return (_shards if shards else _members)(path, info.st_ino, info.st_size, info.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _shards(path: str, *_identity: int) -> Members:
+    found = open_shards(path)
+    return Members(found, found.names, found.rows, ())
 
 
 @lru_cache(maxsize=8)
@@ -72,7 +85,7 @@ def _members(path: str, *_identity: int) -> Members:
     rows["crc"] = [info.CRC for info in found]
     rows["method"] = [info.compress_type % 256 for info in found]
     rows["problem"] = [_PROBLEMS.index(problems[i]) for i in chosen]
-    return Members(compact(info.filename for info in found), rows, repeated)
+    return Members(None, compact(info.filename for info in found), rows, repeated)
 
 
 def zip_entries(path: str) -> Iterator[Entry]:
@@ -87,14 +100,22 @@ def zip_entries(path: str) -> Iterator[Entry]:
 
 
 def read_member(path: str, name: str) -> bytes:
-    """The bytes of a member of a zip. Raises KeyError, BadImage, OSError and what `zipfile` raises."""
+    """The bytes of a member of a zip or of shards. Raises KeyError, BadImage, OSError and what `zipfile` raises."""
     found = members(path)
     at = found.names.find(name)
     if at is None:
         raise KeyError(name)
-    start, packed, size, crc, method, problem = found.rows[at].tolist()
-    if size > MAX_MEMBER_BYTES:
-        raise BadImage("too large", f"{size:,} bytes, more than {MAX_MEMBER_BYTES:,} in an archive")
+    row = found.rows[at]
+    if row["size"] > MAX_MEMBER_BYTES:
+        raise BadImage("too large", f"{row['size']:,} bytes, more than {MAX_MEMBER_BYTES:,} in an archive")
+    data = read_shard(found.shards, at) if found.shards else _read_zip(path, name, row)
+    if len(data) != row["size"] or zlib.crc32(data) != row["crc"]:
+        raise zipfile.BadZipFile(f"Bad CRC-32 for file {name!r}")
+    return data
+
+
+def _read_zip(path: str, name: str, row: np.void) -> bytes:
+    start, packed, size, _, method, problem = row.tolist()
     if _PROBLEMS[problem] in (_ENCRYPTED, _PACKED, _LARGE):
         raise BadImage(*_PROBLEMS[problem])
     with open(path, "rb") as file:  # forked processes would share the position in an open one
@@ -105,11 +126,7 @@ def read_member(path: str, name: str) -> bytes:
         skip = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
         file.seek(skip, os.SEEK_CUR)
         data = file.read(packed)
-    if method == zipfile.ZIP_DEFLATED:
-        data = zlib.decompressobj(-15).decompress(data, size + 1)
-    if len(data) != size or zlib.crc32(data) != crc:
-        raise zipfile.BadZipFile(f"Bad CRC-32 for file {name!r}")
-    return data
+    return zlib.decompressobj(-15).decompress(data, size + 1) if method == zipfile.ZIP_DEFLATED else data
 
 
 def _problem(info: zipfile.ZipInfo) -> tuple[str, str]:

@@ -8,15 +8,17 @@ import os
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from nolabel.data import archives, sources
-from nolabel.data.names import Folder, Names, compact, folder_of, merge, name_bytes
-from nolabel.data.sources import BadImage, Entry
+from nolabel.data.names import Names, compact, name_bytes
+from nolabel.data.selection import SUFFIXES, BadFile, images_below, select
+from nolabel.data.shards import is_shards
+from nolabel.data.sources import BadImage
 from nolabel.errors import DataError, nearest
 
 __all__ = [
@@ -33,36 +35,29 @@ __all__ = [
     "too_many_bad",
 ]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm")
 IMAGE_FOLDERS = ("images", "frames", "jpg")
 """Where the root holds one of these, only it is scanned: masks, boxes and the like lie beside it."""
 SPLITS = ("train", "val", "test")
 MAX_BAD_SHARE = 0.05
 
-Kind = Literal["folder", "zip", "list"]
-
-
-class BadFile(NamedTuple):
-    """A file that is not used. Files of another suffix stand in one record a suffix, named `*.txt`."""
-
-    name: str
-    reason: str
-    """A short slug: empty, truncated, damaged, not an image, too large, too small, missing, hidden, ..."""
-    detail: str
-    size: int
-    """Bytes; 0 where nobody looked."""
+Kind = Literal["folder", "zip", "list", "shards"]
 
 
 class Images(NamedTuple):
     """A fixed list of images, sorted by name as bytes, so the order does not depend on the file system."""
 
     root: str
-    """Absolute path of the folder, of the zip, or of the folder of the text file."""
+    """Absolute path of the folder, of the zip, of the folder of shards, or of the folder of the text file."""
     kind: Kind
     names: Sequence[str]
     """Paths relative to `root` with `/` between the parts; bytes that are not UTF-8 are lone surrogates."""
     skipped: tuple[BadFile, ...]
     """What the scan left out."""
+
+    @property
+    def packed(self) -> bool:
+        """Whether the images are members of an archive."""
+        return self.kind in ("zip", "shards")
 
 
 class LabelledImages(NamedTuple):
@@ -100,7 +95,7 @@ def scan_labelled(data: str | Path) -> dict[str, LabelledImages]:
         )
     names = images.names if isinstance(images.names, Names) else compact(images.names)
     folders = names.folders.strings()
-    top = _wrapper(names) if images.kind == "zip" else ""
+    top = _wrapper(names) if images.packed else ""
     parts = [folder.removeprefix(top).split("/")[:-1] for folder in folders]  # [split, class, ...]
     keys: tuple[str, ...] = tuple(s for s in SPLITS if any(len(p) > 1 and p[0] == s and p[1] != "void" for p in parts))
     if not keys:
@@ -123,7 +118,7 @@ def read(images: Images, index: int) -> bytes:
     """The bytes of one image. Safe in threads and in forked or spawned processes. Raises BadImage."""
     name = images.names[index]
     try:
-        if images.kind == "zip":
+        if images.packed:
             return archives.read_member(images.root, name)
         return sources.read_file(os.path.join(images.root, name))
     except (FileNotFoundError, NotADirectoryError, KeyError):
@@ -134,7 +129,7 @@ def read(images: Images, index: int) -> bytes:
 
 def fingerprint(images: Images) -> str:
     """16 hexadecimal digits of SHA-256 over names and sizes: equal for a folder and a zip of its content."""
-    if images.kind == "zip":
+    if images.packed:
         members = archives.members(images.root).facts()
         sizes: Iterable[int] = (members.get(name, (-1, 0))[0] for name in images.names)
     else:
@@ -159,26 +154,41 @@ def printable(name: str) -> str:
 def _scan(data: str | Path, tops: Sequence[str] | None) -> Images:
     """The images below the folders `tops`; None: below those of IMAGE_FOLDERS that exist, else all."""
     root = os.path.abspath(data)
+    if is_shards(root):
+        return Images(root, "shards", _in_shards(data, root, tops), ())
     if os.path.isdir(root):
         if tops is None:
             tops = [top for top in IMAGE_FOLDERS if os.path.isdir(os.path.join(root, top))]
-        return Images(root, "folder", *_below(root, tops or [""]))
+        return Images(root, "folder", *images_below(root, tops or [""]))
     try:
         kind = _file_kind(data, root)
         entries = list(archives.zip_entries(root) if kind == "zip" else sources.list_entries(root))
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise DataError(f"{_shown(data)} cannot be read: {printable(str(error))}.") from None
     if tops is None:
-        top = _wrapper(_select(entries)[0]) if kind == "zip" else ""
+        top = _wrapper(select(entries)[0]) if kind == "zip" else ""
         tops = [
             top + t for t in IMAGE_FOLDERS if kind == "zip" and any(e.name.startswith(f"{top}{t}/") for e in entries)
         ]
     below = tuple(f"{top}/" for top in tops if top)
-    names, skipped = _select(e for e in entries if not below or e.name.startswith(below))
+    names, skipped = select(e for e in entries if not below or e.name.startswith(below))
     if kind == "zip":  # the same names, but in the buffer that is there already
         every, chosen = archives.members(root).names, set(names)
         return Images(root, kind, every.take([i for i, name in enumerate(every) if name in chosen]), skipped)
     return Images(os.path.dirname(root), kind, names, skipped)
+
+
+def _in_shards(data: str | Path, root: str, tops: Sequence[str] | None) -> Names:
+    """The names in shards; what lies beside the images was not packed, so only a subfolder is looked for."""
+    try:
+        names = archives.members(root).names
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"The shards {_shown(data)} cannot be read: {printable(str(error))}.\n"
+            "Copy them again from where they were made, or pack them anew: nolabel pack DATA --out SHARDS"
+        ) from None
+    below = tuple(f"{top}/" for top in tops or () if top)
+    return names.take([i for i, name in enumerate(names) if name.startswith(below)]) if below else names
 
 
 def _file_kind(data: str | Path, path: str) -> Literal["zip", "list"]:
@@ -200,65 +210,6 @@ def _file_kind(data: str | Path, path: str) -> Literal["zip", "list"]:
             "Expected a folder of images, a zip of one, or a text file with one image path a line."
         )
     return "list"
-
-
-def _below(root: str, tops: Sequence[str]) -> tuple[Names, tuple[BadFile, ...]]:
-    """The names of the images below the folders `tops` of `root`, and what is left out."""
-    found, problems, others = list[Folder](), list[Entry](), dict[str, Others]()
-    for listing in sources.folder_entries(root, tops):
-        images = [name for name in listing.files if name.lower().endswith(SUFFIXES)]
-        if len(images) < len(listing.files):
-            _count(others, (name for name in listing.files if not name.lower().endswith(SUFFIXES)), listing.path)
-        more = _pick(listing.others, problems, others)
-        images += [name.rpartition("/")[2] for name in more]
-        if images:
-            found.append(folder_of(listing.path, images))
-    return merge(found), _left_out(problems, others)
-
-
-def _select(entries: Iterable[Entry]) -> tuple[Names, tuple[BadFile, ...]]:
-    """The sorted names of the images among `entries`, and what is left out."""
-    problems, others = list[Entry](), dict[str, Others]()
-    names = _pick(entries, problems, others)
-    return compact(sorted(names, key=name_bytes)), _left_out(problems, others)
-
-
-class Others(NamedTuple):
-    """Files of one suffix that is no image's."""
-
-    number: int
-    first: str
-
-
-def _pick(entries: Iterable[Entry], problems: list[Entry], others: dict[str, Others]) -> list[str]:
-    """The names of the images; the other entries go to `problems` or are counted in `others`."""
-    names = []
-    for entry in entries:
-        image = entry.name.lower().endswith(SUFFIXES)
-        if entry.problem != "hidden" and not entry.name.endswith("/") and not image:
-            _count(others, [entry.name])
-        elif entry.problem:
-            problems.append(entry)
-        else:
-            names.append(entry.name)
-    return names
-
-
-def _count(others: dict[str, Others], names: Iterable[str], folder: str = "") -> None:
-    for name in names:
-        suffix = os.path.splitext(name)[1].lower()
-        suffix = suffix if suffix[1:].isalnum() and len(suffix) < 10 else ""
-        path = f"{folder}/{name}" if folder else name
-        before = others.get(suffix, Others(0, path))
-        others[suffix] = Others(before.number + 1, min(before.first, path, key=name_bytes))
-
-
-def _left_out(problems: Sequence[Entry], others: Mapping[str, Others]) -> tuple[BadFile, ...]:
-    skipped = [BadFile(*entry) for entry in sorted(problems, key=lambda entry: name_bytes(entry.name))]
-    for suffix, (number, first) in sorted(others.items()):
-        detail = f"{number} file{'s' * (number > 1)}, the first is {first}"
-        skipped.append(BadFile(f"*{suffix}" if suffix else "*", "other suffix", detail, 0))
-    return tuple(skipped)
 
 
 def _wrapper(names: Names) -> str:

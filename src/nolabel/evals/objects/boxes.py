@@ -75,14 +75,14 @@ def open_boxed(data: str | Path, marks: Callable[[Tree], bool]) -> Tree | None:
 
 def has_file(tree: Tree, name: str) -> bool:
     """Whether there is a file of that name, an image or not."""
-    if tree.images.kind == "zip":
+    if tree.images.packed:
         return archives.members(tree.images.root).names.find(tree.top + name) is not None
     return os.path.isfile(os.path.join(tree.images.root, tree.top, name))
 
 
 def files_below(tree: Tree, folder: str) -> list[str]:
     """The names of all files below a folder, images or not."""
-    if tree.images.kind == "zip":
+    if tree.images.packed:
         start = tree.top + folder
         names = archives.members(tree.images.root).names
         return [name.removeprefix(tree.top) for name in names if name.startswith(start)]

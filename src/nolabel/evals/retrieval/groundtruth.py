@@ -66,7 +66,7 @@ def ground_truth(data: str | Path) -> GroundTruth:
             "docs/evals/retrieval.md says how to convert revisitop's gnd_*.pkl."
         )
     images = scan(data)
-    if images.kind == "zip":
+    if images.packed:
         content = archives.read_member(images.root, file)
     else:
         content = sources.read_file(os.path.join(images.root, file))

@@ -127,12 +127,12 @@ def _digest(net: nn.Module) -> str:
 
 
 def stamp(images: Images) -> str:
-    """SHA-256 over names and what changes with the content: a zip's checksums; of files, sizes and times of change."""
+    """SHA-256 over names and what changes with the content: checksums in an archive, else sizes and times of change."""
     digest = hashlib.sha256()
-    if images.kind == "zip":
+    if images.packed:
         members = archives.members(images.root).facts()
     for name in images.names:
-        facts = members.get(name) if images.kind == "zip" else _file_facts(os.path.join(images.root, name))
+        facts = members.get(name) if images.packed else _file_facts(os.path.join(images.root, name))
         digest.update(name_bytes(name) + b"\0%a\0" % (facts,))
     return digest.hexdigest()
 

@@ -63,7 +63,7 @@ def below(tree: Tree, folder: str) -> dict[str, str]:
 def read_text(tree: Tree, name: str) -> str | None:
     """The text of a file that is no image (a list of names, a list of classes), or None where there is none."""
     try:
-        if tree.images.kind == "zip":
+        if tree.images.packed:
             data = archives.read_member(tree.images.root, tree.top + name)
         else:
             data = sources.read_file(os.path.join(tree.images.root, tree.top, name))

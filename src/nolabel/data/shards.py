@@ -1,0 +1,145 @@
+"""Shards: plain tar files with an index beside them, so that any image is one read. `docs/data.md` has the format.
+
+The index is a few arrays of numbers, checked before use; names in it are never opened.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nolabel.data.names import Names, Texts, name_bytes
+from nolabel.data.sources import BadImage
+
+ABOUT = "nolabel-shards.json"
+INDEX = "index.bin"
+VERSION = 1
+BLOCK = 512  # bytes of a header; contents begin and end at multiples of it
+_ROW = np.dtype([("start", "<i8"), ("size", "<u4"), ("crc", "<u4"), ("shard", "<u2")])
+
+
+class Shards(NamedTuple):
+    """What the index says."""
+
+    files: tuple[str, ...]
+    """The paths of the shards."""
+    names: Names
+    """Sorted by their bytes."""
+    rows: NDArray[np.void]
+    """For each name the shard, where its header lies in it, its size and CRC-32: 18 bytes."""
+
+
+def is_shards(folder: str) -> bool:
+    """Whether `nolabel pack` has written this folder."""
+    return os.path.isfile(os.path.join(folder, ABOUT))
+
+
+def open_shards(folder: str) -> Shards:
+    """The index of a folder of shards. ValueError or OSError where it is damaged or does not fit the shards."""
+    with open(os.path.join(folder, ABOUT), "rb") as file:
+        about = json.loads(file.read(1 << 26))
+    with open(os.path.join(folder, INDEX), "rb") as file:
+        index = file.read()
+    if not isinstance(about, dict) or about.get("version") != VERSION:
+        raise ValueError(f"{ABOUT} is not of version {VERSION}")
+    if hashlib.sha256(index).hexdigest() != about.get("index_sha256"):
+        raise ValueError(f"{INDEX} is damaged: its SHA-256 is not the one in {ABOUT}")
+    try:
+        files, sizes = _files(folder, about)
+        names, rows = _columns(index, about)
+    except (KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"{ABOUT} is damaged: {error!r}") from None
+    ends = rows["start"] + BLOCK + rows["size"]
+    if len(rows) and (
+        rows["shard"].max() >= len(files) or rows["start"].min() < 0 or (ends > sizes[rows["shard"]]).any()
+    ):
+        raise ValueError(f"{INDEX} points outside the shards")
+    return Shards(files, names, rows)
+
+
+def read_shard(found: Shards, at: int) -> bytes:
+    """The bytes of one image, its CRC-32 not checked. Raises OSError and BadImage."""
+    start, size, _, shard = found.rows[at].tolist()
+    with open(found.files[shard], "rb") as file:  # forked processes would share the position in an open one
+        file.seek(start)
+        data = file.read(BLOCK + size)
+    try:
+        header = tarfile.TarInfo.frombuf(data[:BLOCK], "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise BadImage("damaged", f"no member of a tar begins where the index says: {error}") from None
+    if not header.isreg() or header.size != size:
+        raise BadImage("damaged", "the member of the tar is no file of the size in the index")
+    return data[BLOCK:]
+
+
+def header(name: str, size: int) -> bytes:
+    """What stands before the content of a member: its header, last, and for a name above 100 bytes that name."""
+    info = tarfile.TarInfo(name)  # no owner, no time: equal input gives equal bytes
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+def index_bytes(names: Names, rows: Mapping[str, Sequence[int]]) -> tuple[bytes, dict[str, int]]:
+    """The index and the lengths by which it is cut again; `rows` are the columns of `Shards.rows`."""
+    columns = [np.asarray(rows[str(column)], _ROW[str(column)]) for column in _ROW.names or ()]
+    columns += [names.files.lengths, names.folder, names.folders.lengths]
+    texts = names.files.text, names.folders.text
+    lengths = {"images": len(names), "folders": len(names.folders.lengths)}
+    lengths |= {"text": len(texts[0]), "folder_text": len(texts[1])}
+    return b"".join([*(column.tobytes() for column in columns), *texts]), lengths
+
+
+def _files(folder: str, about: dict[str, Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """The paths and sizes of the shards, which must be as they were written."""
+    names = [str(shard["name"]) for shard in about["shards"]]
+    sizes = np.array([int(shard["bytes"]) for shard in about["shards"]], np.int64)
+    for name, size in zip(names, sizes.tolist(), strict=True):
+        if not re.fullmatch(r"[0-9]{5,}\.tar", name):
+            raise ValueError(f"{name!r} is no name of a shard")
+        there = os.stat(os.path.join(folder, name)).st_size
+        if there != size:
+            raise ValueError(f"{name} has {there:,} bytes, not {size:,}")
+    return tuple(os.path.join(folder, name) for name in names), sizes
+
+
+def _columns(index: bytes, about: dict[str, Any]) -> tuple[Names, NDArray[np.void]]:
+    lengths = {key: int(about["lengths"][key]) for key in ("images", "folders", "text", "folder_text")}
+    number, folders = lengths["images"], lengths["folders"]
+    kinds = [(_ROW[str(column)], number) for column in _ROW.names or ()]
+    kinds += [(np.dtype("<i4"), number), (np.dtype("<i4"), number), (np.dtype("<i4"), folders)]
+    total = sum(kind.itemsize * count for kind, count in kinds) + lengths["text"] + lengths["folder_text"]
+    if min(lengths.values()) < 0 or total != len(index):
+        raise ValueError(f"{INDEX} has {len(index):,} bytes, not {total:,}")
+    columns, at = [], 0
+    for kind, count in kinds:
+        columns.append(np.frombuffer(index, kind, count, at))
+        at += kind.itemsize * count
+    *numbers, file_lengths, folder, folder_lengths = columns
+    text, folder_text = index[at : at + lengths["text"]], index[at + lengths["text"] :]
+    files, prefixes = _cut(text, file_lengths), _cut(folder_text, folder_lengths)
+    if (number and not (folder.min() >= 0 and folder.max() < folders)) or b"/" in text or b"\0" in text:
+        raise ValueError(f"the names in {INDEX} are damaged")
+    if any(unsafe(prefix) for prefix in prefixes.strings()):
+        raise ValueError(f"{INDEX} has names outside the folder")
+    rows = np.empty(number, _ROW)
+    for column, values in zip(_ROW.names or (), numbers, strict=True):
+        rows[column] = values
+    return Names(files, folder, prefixes), rows
+
+
+def unsafe(path: str) -> bool:
+    """Whether a path leads out of the folder it is relative to."""
+    return path.startswith("/") or ".." in path.split("/") or b"\0" in name_bytes(path)
+
+
+def _cut(text: bytes, lengths: NDArray[np.int32]) -> Texts:
+    ends = np.cumsum(lengths, dtype=np.int64)
+    if (len(lengths) and lengths.min() < 0) or (int(ends[-1]) if len(ends) else 0) != len(text):
+        raise ValueError(f"the names in {INDEX} are damaged")
+    return Texts(text, ends - lengths, lengths)

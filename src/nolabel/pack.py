@@ -1,0 +1,51 @@
+"""`nolabel pack`: the images of DATA in a few large files, for fast and exact reading."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from nolabel.data.images import printable
+from nolabel.data.packing import Packing, pack
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """The images of DATA in a few tar files with an index. docs/data.md says what it is good for."""
+
+    data: Annotated[str, Positional, tyro.conf.arg(metavar="DATA")]
+    """A folder, a zip of one, or a text file of paths."""
+    out: Path
+    """New folder for the shards."""
+    short_side: int | None = None
+    """Make larger images so small that their shorter side has so many pixels, as JPEG; by default files stay."""
+    quality: int = 95
+    """Quality of these JPEGs, 1 to 100."""
+    shard_mb: int = 256
+    """Megabytes of a shard."""
+    subfolder: str | None = None
+    """Only the images below it."""
+    threads: int | None = None
+    """Threads that read, decode and encode; by default one a core, at most 8."""
+
+
+def run(args: list[str]) -> None:
+    """Run the command with the arguments after its name."""
+    o = tyro.cli(PackOptions, prog="nolabel pack", args=args)
+    packing = Packing(o.short_side, o.quality, o.shard_mb, o.threads)
+    done = pack(o.data, o.out, packing, o.subfolder, _progress if sys.stderr.isatty() else None)
+    for bad in done.left_out[:5]:
+        print(f"left out {printable(bad.name)}: {bad.reason}, {printable(bad.detail)}", file=sys.stderr)
+    if len(done.left_out) > 5:
+        print(f"and {len(done.left_out) - 5} more", file=sys.stderr)
+    resized = f", {done.num_resized:,} of them made smaller" if o.short_side else ""
+    shards = f"{done.num_shards} shard" + "s" * (done.num_shards > 1)
+    what = f"{done.num_images:,} images{resized}, {shards}, {done.bytes / 1e6:,.1f} MB"
+    print(f"{printable(str(done.path))}: {what}, fingerprint {done.fingerprint}")
+
+
+def _progress(done: int, total: int) -> None:
+    print(f"\r{done:,} of {total:,}", end="" if done < total else "\n", file=sys.stderr, flush=True)

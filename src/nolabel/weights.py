@@ -94,14 +94,11 @@ def _from_folder(folder: Path, name: str) -> Loaded:
 
 
 def _from_file(path: Path, backbone_name: str | None, allow_pth: bool) -> Loaded:
+    if path.suffix != ".safetensors" and not allow_pth:
+        raise UsageError(f"{path} is not a .safetensors file. If you trust where a .pth comes from, add --allow-pth.")
     if backbone_name is None:
         raise UsageError(f"{path} is a bare weight file: say what it is with --backbone NAME, a timm name.")
-    if path.suffix == ".safetensors":
-        tensors = _read(path)
-    elif allow_pth:
-        tensors = _read_pth(path)
-    else:
-        raise UsageError(f"{path} is not a .safetensors file. If you trust where a .pth comes from, add --allow-pth.")
+    tensors = _read(path) if path.suffix == ".safetensors" else _read_pth(path)
     net = backbone(backbone_name)
     _fill(net, tensors, path)
     return _loaded(net, str(path), getattr(net.model, "pretrained_cfg", {}))

@@ -103,7 +103,8 @@ def scan_labelled(data: str | Path) -> dict[str, LabelledImages]:
     used = [len(p) > 1 and p[0] in keys and p[1] != "void" for p in parts]
     classes = sorted({p[1] for p, use in zip(parts, used, strict=True) if use}, key=name_bytes)
     if len(classes) < 2:
-        raise _nothing_found(data, images.skipped, f"two class folders with images but {len(classes)}")
+        layout = "Expected CLASS/IMAGE for every class, or train/CLASS/IMAGE with val/ or test/ beside it"
+        raise _nothing_found(data, images.skipped, f"two class folders with images but {len(classes)}.\n{layout}")
     label = np.array([classes.index(p[1]) if use else -1 for p, use in zip(parts, used, strict=True)])
     found = {}
     for key in keys:

@@ -106,8 +106,9 @@ def test_a_query_without_answers_is_left_out() -> None:
 def test_ties_are_in_the_order_of_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
     database = torch.tensor([[1.0, 0], [0, 0], [2, 0], [0, 1], [3, 0], [-1, 0]])
     queries = torch.tensor([[1.0, 0], [0, 0]])
-    for cells in (2**24, 1):
+    for cells, least in ((2**24, 64), (1, 64), (1, 1)):
         monkeypatch.setattr(ranking, "_MAX_CELLS", cells)
+        monkeypatch.setattr(ranking, "_MIN_QUERIES", least)
         assert [order.tolist() for order in rankings(queries, database)] == [[0, 2, 4, 1, 3, 5], [0, 1, 2, 3, 4, 5]]
         assert [order.tolist() for order in rankings(queries, database, 2)] == [[0, 2], [0, 1]]
 

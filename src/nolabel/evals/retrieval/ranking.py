@@ -15,7 +15,8 @@ from nolabel.evals.shared.features import all_finite
 
 _GRID = 2**24
 _MAX_DATABASE = 2**27  # similarity (25 bits) and index (27 bits) fit the 53 bits of a float64
-_MAX_CELLS = 2**24  # similarities in memory at a time: 128 MB
+_MAX_CELLS = 2**24  # similarities sorted at a time: 128 MB
+_MIN_QUERIES = 64  # at a time, however large the database: its features are brought to length 1 again for each time
 
 
 class Truth(NamedTuple):
@@ -73,7 +74,7 @@ def rankings(
     """For each query of (Q, D) the indices of the database (N, D), most similar first; (N,), or (k,) with `k`.
 
     Time and memory grow linearly in N (but for the sort's log N) and in Q; beside the features it needs about 0.5 GB,
-    or 32 N bytes. A zero feature has similarity 0 with everything. Raises NumericError for what is not finite.
+    or 1.2 N kB. A zero feature has similarity 0 with everything. Raises NumericError for what is not finite.
     """
     assert len(database) < _MAX_DATABASE
     if not (all_finite(queries) and all_finite(database)):
@@ -81,11 +82,12 @@ def rankings(
     device = torch.device(device)
     if device.type == "mps":
         device = torch.device("cpu")  # has no float64
-    for rows in torch.split(queries, max(1, _MAX_CELLS // len(database))):
-        keys = _keys(_unit(rows.to(device)), database, device)
-        # No two keys of a row are equal, so neither sort nor topk has a choice.
-        best = keys.sort(1, descending=True) if k is None else keys.topk(min(k, len(database)), 1)
-        yield from best.indices.cpu()
+    num_rows = max(1, _MAX_CELLS // len(database))
+    for rows in torch.split(queries, max(_MIN_QUERIES, num_rows)):
+        for keys in torch.split(_keys(_unit(rows.to(device)), database, device), num_rows):
+            # No two keys of a row are equal, so neither sort nor topk has a choice.
+            best = keys.sort(1, descending=True) if k is None else keys.topk(min(k, len(database)), 1)
+            yield from best.indices.cpu()
 
 
 def score(
@@ -124,7 +126,7 @@ def mean_ap_of_first(
 def _keys(queries: Tensor, database: Tensor, device: torch.device) -> Tensor:
     """(Q, N) float64: rounded similarity and index as one exact number, similarity * 2^51 - index."""
     keys = queries.new_empty(len(queries), len(database))
-    for columns in torch.split(torch.arange(len(database), device=device), 2**16):
+    for columns in torch.split(torch.arange(len(database), device=device), 2**12):
         part = slice(int(columns[0]), int(columns[-1]) + 1)
         similarity = queries @ _unit(database[part].to(device)).T
         keys[:, part] = similarity.mul_(_GRID).round_().mul_(_MAX_DATABASE).sub_(columns)

@@ -1,11 +1,11 @@
 """DenseCL's ablations in small: the share of the dense loss, its warm-up, and what pairs the locations.
 
-    python examples/densecl_ablations.py                 # about half an hour on two cores
-    python examples/densecl_ablations.py --steps 20      # only to see that it runs
+    python examples/densecl_ablations.py --data DIR      # train/ and val/ of class folders; half an hour on two cores
+    python examples/densecl_ablations.py --steps 20      # the demo's pictures, only to see that it runs
 
 After Wang et al. 2021, tables 5 to 7 (there: detection on VOC). "right" is the share of locations, seen by two views of
 an image, that find their true place in the other view, or a neighbour of it; "both ways" the share of matches that are
-mutual. A share of 0 is MoCo v2.
+mutual; "by place" the share of what the dense head says that depends on the place alone. A share of 0 is MoCo v2.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from nolabel.weights import load_weights
 NETWORK = {
     "backbone": "resnet18",
     "backbone_args": ["layers=[1,1,1,1]", "channels=[32,64,128,256]", "output_stride=8"],
-    "precision": "fp32",
     "workers": 1,
     "threads": 1,
 }
-METHOD = {"size": 32, "blur": 0.0, "projection_dim": 64}
+SIZE = 64
+METHOD = {"size": SIZE}
 VARIANTS: dict[str, dict[str, Any]] = {
     "share 0 (MoCo v2)": {"dense_weight": 0.0},
     "share 0.3": {"dense_weight": 0.3},
@@ -46,6 +46,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def images_of(data: Path) -> list[Path]:
+    """250 or so of the images that are not trained on."""
+    found = sorted(p for name in ("val", "test") for p in (data / name).rglob("*") if p.is_file())
+    return found[:: max(1, len(found) // 250)]
+
+
 @torch.no_grad()
 def places(run: nolabel.Run, images: list[Path]) -> tuple[float, float]:
     """Percent of locations that find their true place, and of matches that are mutual."""
@@ -53,7 +59,7 @@ def places(run: nolabel.Run, images: list[Path]) -> tuple[float, float]:
     right, seen, mutual = 0, 0, []
     for path in images:
         image = decode(path.read_bytes())
-        pair = two_views(image, 32, loaded.backbone.patch_size, loaded.mean, loaded.std)
+        pair = two_views(image, SIZE, loaded.backbone.patch_size, loaded.mean, loaded.std)
         a, b = (loaded.backbone(x[None]) for x in (pair.first, pair.second))
         found, truth = match(a.patches, b.patches), true_places(pair.drawn, a.grid)
         shown = ((truth >= 0) & (truth <= 1)).all(1)
@@ -63,28 +69,33 @@ def places(run: nolabel.Run, images: list[Path]) -> tuple[float, float]:
     return 100 * right / seen, 100 * sum(mutual) / len(mutual)
 
 
-def run(name: str, changes: dict[str, Any], folder: Path, steps: int, seed: int) -> str:
+def run(name: str, changes: dict[str, Any], data: Path, folder: Path, steps: int, seed: int) -> str:
     """Train one variant; gives its row of the table."""
     changes = dict(changes)
     if changes.pop("warmup", False):
-        changes["dense_warmup_steps"] = steps // 10
+        changes["dense_warmup_steps"] = steps // 3
     finished = nolabel.train(
         "densecl-small",
-        folder / "world" / "train",
+        data / "train",
         folder / name.replace(" ", "-"),
-        labels=str(folder / "world"),
+        labels=str(data),
         steps=steps,
         seed=seed,
         eval_every=steps,
         log_every=max(1, steps // 20),
         method=METHOD | changes,
+        optim={"lr": 0.4},
         **NETWORK,
     )
     metrics = finished.metrics()
     last = [r for r in metrics if "loss" in r][-1]
     accuracies = [r["knn"] for r in metrics if "knn" in r]
-    right, mutual = places(finished, sorted((folder / "world" / "val").rglob("*.png"))[::4])
-    dense = f"{last['loss_dense']:8.3f}" if "loss_dense" in last else f"{'-':>8}"
+    right, mutual = places(finished, images_of(data))
+    dense = (
+        f"{last['loss_dense']:8.3f}{100 * last['dense_by_place']:11.1f}"
+        if "loss_dense" in last
+        else f"{'-':>8}{'-':>11}"
+    )
     numbers = f"{right:9.1f}{mutual:12.1f}{accuracies[0]:12.1f}{accuracies[-1]:10.1f}"
     return f"{name:<22}{last['loss_global']:8.3f}{dense}{numbers}"
 
@@ -92,7 +103,8 @@ def run(name: str, changes: dict[str, Any], folder: Path, steps: int, seed: int)
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--data", type=Path, help="images; without it the demo's are drawn")
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), help="rows of the table")
@@ -100,11 +112,13 @@ def main() -> None:
     options = parser.parse_args()
     with nullcontext(options.keep) if options.keep else tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        demo.write(folder / "world", options.images, options.images // 4, 32, options.seed)
-        heads = f"{'global':>8}{'dense':>8}{'right %':>9}{'both ways %':>12}{'untrained':>12}{'20-NN %':>10}"
-        print(f"{'':<22}{heads}")
+        data = options.data or folder / "world"
+        if not options.data:
+            demo.write(data, options.images, options.images // 4, SIZE, options.seed)
+        dense = f"{'dense':>8}{'by place %':>11}{'right %':>9}{'both ways %':>12}"
+        print(f"{'':<22}{'global':>8}{dense}{'untrained':>12}{'20-NN %':>10}")
         for name in options.only:
-            print(run(name, VARIANTS[name], folder, options.steps, options.seed), flush=True)
+            print(run(name, VARIANTS[name], data, folder, options.steps, options.seed), flush=True)
 
 
 if __name__ == "__main__":

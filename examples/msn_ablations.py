@@ -1,9 +1,9 @@
 """MSN's ablations in small: how much to mask, which anchors to use, and what keeps it from collapse.
 
-    python examples/msn_ablations.py                 # about half an hour on two cores
-    python examples/msn_ablations.py --steps 20      # only to see that it runs
+    python examples/msn_ablations.py --data DIR      # train/ and val/ of class folders; half an hour on two cores
+    python examples/msn_ablations.py --steps 20      # the demo's pictures, only to see that it runs
 
-The paper's tables 7, 8 and 11 (Assran et al. 2022) on the demo's pictures. In a collapse the me-max gap goes to its
+The paper's tables 7, 8 and 11 (Assran et al. 2022). In a collapse the me-max gap goes to its
 largest value, ln K, because one prototype takes all images; prototypes used are counted a batch.
 """
 
@@ -17,22 +17,19 @@ from typing import Any
 import nolabel
 from nolabel.data import demo
 
-PROTOTYPES = 64
+PROTOTYPES = 128
 NETWORK = {
     "backbone": "vit_tiny_patch16_224",
-    "backbone_args": ["patch_size=4", "embed_dim=96", "depth=4", "num_heads=3"],
-    "precision": "fp32",
+    "backbone_args": ["patch_size=8", "embed_dim=128", "depth=6", "num_heads=4"],
     "workers": 1,
     "threads": 1,
-    "batch_size": 64,
+    "batch_size": 128,
 }
 METHOD = {
-    "random_size": 32,
-    "focal_size": 16,
+    "random_size": 40,
+    "focal_size": 24,
     "num_focal": 4,
     "num_prototypes": PROTOTYPES,
-    "hidden_dim": 256,
-    "output_dim": 64,
     "momentum": 0.99,
 }
 NO_SINKHORN = {"sinkhorn_rounds": 0, "memax_weight": 5.0}
@@ -51,18 +48,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(name: str, changes: dict[str, Any], folder: Path, steps: int, seed: int) -> str:
+def count(folder: Path) -> int:
+    """Number of files in a folder of images."""
+    return sum(path.is_file() for path in folder.rglob("*"))
+
+
+def run(name: str, changes: dict[str, Any], data: Path, folder: Path, steps: int, seed: int) -> str:
     """Train one variant; gives its row of the table."""
     finished = nolabel.train(
         "msn-small",
-        folder / "world" / "train",
+        data / "train",
         folder / name.replace(" ", "-"),
-        labels=str(folder / "world"),
+        labels=str(data),
         steps=steps,
         seed=seed,
         eval_every=steps,
         log_every=max(1, steps // 20),
         method=METHOD | changes,
+        optim={"lr": 3e-3, "warmup_epochs": 0.1 * steps * NETWORK["batch_size"] / count(data / "train")},
         **NETWORK,
     )
     metrics = finished.metrics()
@@ -80,7 +83,8 @@ def run(name: str, changes: dict[str, Any], folder: Path, steps: int, seed: int)
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--data", type=Path, help="images; without it the demo's are drawn")
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="rows of the table")
@@ -88,10 +92,12 @@ def main() -> None:
     options = parser.parse_args()
     with nullcontext(options.keep) if options.keep else tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        demo.write(folder / "world", options.images, options.images // 4, 32, options.seed)
+        data = options.data or folder / "world"
+        if not options.data:
+            demo.write(data, options.images, options.images // 4, 32, options.seed)
         print(f"{'':<24}{'ce':>8}{'gap / ln K':>11}{'used':>7}{'untrained':>11}{'20-NN %':>9}{'img/s':>8}")
         for name in options.only:
-            print(run(name, VARIANTS[name], folder, options.steps, options.seed), flush=True)
+            print(run(name, VARIANTS[name], data, folder, options.steps, options.seed), flush=True)
 
 
 if __name__ == "__main__":

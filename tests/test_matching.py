@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nolabel.backbones import Features, backbone
 from nolabel.errors import UsageError
-from nolabel.matching import check_locations, match, pool, unit
+from nolabel.matching import check_locations, match, place_share, pool, unit
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -74,6 +74,15 @@ def test_pooling_is_the_mean_over_blocks(num_grid: int | None) -> None:
                 for c in range(column * side, (column + 1) * side)
             ]
             torch.testing.assert_close(pooled[:, row * n + column], torch.stack(block).mean(0))
+
+
+def test_the_share_of_the_place_is_one_for_a_code_of_places_and_none_for_one_of_images() -> None:
+    places, images = random(1, 9, 5), random(64, 1, 5, seed=1)
+    assert place_share(places.expand(64, 9, 5)).item() == pytest.approx(1, abs=1e-5)
+    assert place_share(images.expand(64, 9, 5)).item() == pytest.approx(0, abs=1e-5)
+    assert place_share(random(64, 9, 5)).item() < 3 / 64
+    assert 0.3 < place_share(places + images).item() < 0.7
+    assert place_share(torch.ones(4, 9, 5)).item() == 0  # nothing differs: finite
 
 
 def test_unit_is_float32_and_survives_zeros() -> None:

@@ -47,6 +47,16 @@ def unit(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def place_share(x: Tensor) -> Tensor:
+    """Share of the variance of `x` (B, N, C) that is the same in all images: 1 where a vector says only where it is.
+
+    At least about 1 / B, by chance.
+    """
+    centered = x.float() - x.float().mean((0, 1))
+    return centered.mean(0).square().sum() / (centered.square().sum() / len(x)).clamp_min(1e-12)
+
+
+@torch.no_grad()
 def check_locations(net: Backbone, size: int, num_grid: int | None) -> None:
     """UsageError where views of `size` pixels leave `net` one location, or `num_grid` does not divide their grid."""
     training = net.training

@@ -20,7 +20,7 @@ from nolabel.backbones import Backbone, initialize_resnet
 from nolabel.errors import UsageError
 from nolabel.heads import DenseProjector
 from nolabel.losses import info_nce
-from nolabel.matching import check_locations, match, pool, unit
+from nolabel.matching import check_locations, match, place_share, pool, unit
 from nolabel.methods.base import MakeBackbone, Method, MethodConfig
 from nolabel.momentum import move_teacher
 from nolabel.queues import Queue
@@ -201,4 +201,5 @@ class DenseCL(Method):
             "dense_positive_first": said.first,
             "matches_mutual": found.mutual.float().mean(),
             "matches_distinct": torch.zeros_like(found.cosine).scatter_(1, index, 1.0).mean(),
+            "dense_by_place": place_share(k.dense),
         }

@@ -85,8 +85,9 @@ _KINDS = (
     ),
     Kind(
         "Matches between two views",
-        {"matches_mutual": "mutual", "matches_distinct": "distinct"},
-        "Of the locations of a view: those whose match finds back to them, and how many different ones are matched.",
+        {"matches_mutual": "mutual", "matches_distinct": "distinct", "dense_by_place": "decided by the place"},
+        "Of the locations of a view: those whose match finds back to them, and how many different ones are matched. "
+        "And how much of what the dense head says of them depends on where they are alone.",
         "%",
         100.0,
         wide=True,

@@ -40,7 +40,7 @@ def test_msn_masking() -> None:
 
 
 def test_msn_ablations(tmp_path: Path) -> None:
-    short = ["--steps", "2", "--images", "80", "--only", "MSN, 1 + 4 anchors", "neither"]
+    short = ["--steps", "2", "--images", "160", "--only", "MSN, 1 + 4 anchors", "neither"]
     arguments = [sys.executable, str(EXAMPLES / "msn_ablations.py"), *short]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -48,7 +48,7 @@ def test_msn_ablations(tmp_path: Path) -> None:
     assert [row[:24].strip() for row in rows] == ["MSN, 1 + 4 anchors", "neither"]
     for row in rows:
         ce, gap, used, *accuracies, speed = (float(x) for x in row[24:].split())
-        assert 0 < ce < 10 and -1e-3 < gap <= 1 and 1 <= used <= 64 and speed > 0
+        assert 0 < ce < 10 and -1e-3 < gap <= 1 and 1 <= used <= 128 and speed > 0
         assert all(0 <= x <= 100 for x in accuracies)
 
 

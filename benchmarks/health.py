@@ -63,9 +63,12 @@ PLANTED = {
     "dino-lr-x100": Planned("dino-small", ("exploding", "uniform", "constant", "same output"), DINO, lr=0.8),
     "dino-dead-data": Planned("dino-small", ("dead data",), DINO, steps=60, data="dead"),
     "msn-no-memax": Planned(
-        "msn-small", ("constant", "same output"), MSN | {"memax_weight": 0.0, "sinkhorn_rounds": 0}, lr=0.004
+        "msn-small",
+        ("unused prototypes", "constant", "same output"),
+        MSN | {"memax_weight": 0.0, "sinkhorn_rounds": 0},
+        lr=0.004,
     ),
-    "densecl-all-dense": Planned("densecl-small", ("one location",), DENSE | {"dense_weight": 1.0}, lr=0.3),
+    "densecl-all-dense": Planned("densecl-small", ("place", "one location"), DENSE | {"dense_weight": 1.0}, lr=0.3),
     "simclr-lr-x100": Planned("simclr-small", ("exploding", "constant", "dimensional"), {"size": 32}, lr=0.8),
 }
 
@@ -174,7 +177,7 @@ def table(folders: list[Path]) -> None:
         counts[truth, verdict] += 1
         after = step - run.warmup_steps
         number = "" if points is None else f"{points:+.1f}"
-        print(f"{path.name:<32}{number:>7}  {found.kind:<16}step {step} ({after} after warm-up)  {verdict}")
+        print(f"{path.name:<32}{number:>7}  {found.kind:<20}step {step} ({after} after warm-up)  {verdict}")
     print()
     for (truth, verdict), number_of_runs in sorted(counts.items()):
         print(f"{truth:<40}{verdict:<14}{number_of_runs}")

@@ -176,11 +176,26 @@ def test_a_recovery_ends_the_alarm() -> None:
         ({"positive_similarity": 0.9, "negative_similarity": 0.1}, "healthy"),
         ({"matches_distinct": 0.03}, "one location"),
         ({"matches_distinct": 0.5}, "healthy"),
+        ({"dense_by_place": 0.95, "dense_weight": 1.0}, "place"),
+        ({"dense_by_place": 0.95, "dense_weight": 0.5}, "dense head idle"),
+        ({"dense_by_place": 0.6, "dense_weight": 1.0}, "healthy"),
     ],
 )
 def test_contrast_and_locations(values: dict[str, float], kind: str) -> None:
     facts = FACTS._replace(method="densecl", num_outputs=None, settings={"dense_warmup_steps": 0, "dense_weight": 0.5})
-    assert diagnose(series(0, 1000, **values), facts).kind == kind
+    found = diagnose(series(0, 1000, **values), facts)
+    assert found.kind == kind and found.alarm is (kind not in ("healthy", "dense head idle"))
+
+
+@pytest.mark.parametrize(("share", "kind"), [(0.6, "unused prototypes"), (0.4, "healthy")])
+def test_few_prototypes_for_all_images_are_named(share: float, kind: str) -> None:
+    facts = FACTS._replace(method="msn", num_outputs=128, settings={"memax_weight": 0.0, "sinkhorn_rounds": 0})
+    records = series(0, 1000, memax_gap=share * math.log(128), prototypes_used=5.0)
+    found = diagnose(records, facts)
+    assert found.kind == kind and ("5 of 128" in found.words and "--method.memax-weight (now 0)" in found.words) is (
+        kind != "healthy"
+    )
+    assert diagnose(records + series(1010, 1050, memax_gap=0.1, prototypes_used=60.0), facts).kind == "healthy"
 
 
 def test_dead_data_and_exploding_weights_are_named_at_once() -> None:

@@ -44,13 +44,13 @@ class Diagnosis(NamedTuple):
 
     kind: str
     """healthy, warming up, uniform, constant, same output, dimensional, unused prototypes, no contrast, one location,
-    dead data, exploding"""
+    place, dense head idle, dead data, exploding"""
     words: str
     """What happened, with numbers, and what to change; empty where all is well."""
 
     @property
     def alarm(self) -> bool:
-        return self.kind not in ("healthy", "warming up")
+        return self.kind not in ("healthy", "warming up", "dense head idle")
 
 
 HEALTHY, WARMING = Diagnosis("healthy", ""), Diagnosis("warming up", "")
@@ -67,13 +67,14 @@ def diagnose(records: Sequence[Record], facts: Facts) -> Diagnosis:
     if now < facts.warmup_steps + SETTLE:
         return WARMING
     window = [r for r in records if r["step"] > now - WINDOW and "loss" in r]
-    for judge in (_outputs, _contrast, _locations):
+    for judge in (_outputs, _unused, _contrast, _locations):
         if window and (found := judge(window, facts)):
             return found
     if window and (found := _draining(records, window, facts)):
         return found
     looks = [r for r in records if "rankme" in r and r["step"] >= facts.warmup_steps]
-    return _features(looks, facts) or _fallen(records, looks, facts) or HEALTHY
+    features = _features(looks, facts) or _fallen(records, looks, facts)
+    return features or (_place(window, facts) if window else None) or HEALTHY
 
 
 def _all_below(window: Sequence[Record], name: str, limit: float) -> bool:
@@ -137,6 +138,21 @@ def _draining(records: Sequence[Record], window: Sequence[Record], facts: Facts)
     )
 
 
+def _unused(window: Sequence[Record], facts: Facts) -> Diagnosis | None:
+    """MSN: a mean prediction far from even, so that few prototypes take all images."""
+    if facts.num_outputs is None or "memax_gap" not in window[-1]:
+        return None
+    most = math.log(facts.num_outputs)
+    if min(r["memax_gap"] for r in window) < 0.5 * most:
+        return None
+    return Diagnosis(
+        "unused prototypes",
+        f"Few prototypes take all images: the mean prediction is {_mean(window, 'memax_gap'):.2f} of {most:.2f} nats "
+        f"from even use, {_mean(window, 'prototypes_used'):.0f} of {facts.num_outputs} win images of a batch, for "
+        f"{WINDOW} steps. " + _advice(facts, "constant"),
+    )
+
+
 def _contrast(window: Sequence[Record], facts: Facts) -> Diagnosis | None:
     """Contrastive methods: positives that are no nearer than negatives."""
     pairs = [(r["positive_similarity"], r["negative_similarity"]) for r in window if "negative_similarity" in r]
@@ -156,6 +172,20 @@ def _locations(window: Sequence[Record], facts: Facts) -> Diagnosis | None:
         "one location",
         f"Nearly all locations of an image match the same few of the other view: "
         f"{100 * _mean(window, 'matches_distinct'):.1f} % distinct, for {WINDOW} steps. " + _advice(facts, "locations"),
+    )
+
+
+def _place(window: Sequence[Record], facts: Facts) -> Diagnosis | None:
+    """DenseCL: a dense head that says where a location is. An alarm only where nothing but the dense loss trains."""
+    places = [r["dense_by_place"] for r in window if "dense_by_place" in r]
+    if not places or min(places) < 0.9:
+        return None
+    alone = window[-1].get("dense_weight", 0.0) > 0.9
+    return Diagnosis(
+        "place" if alone else "dense head idle",
+        f"The dense head says where a location is, not what it shows: the place decides {100 * min(places):.0f} % of "
+        f"it, for {WINDOW} steps. {'Nothing' if alone else 'Only the global loss'} teaches the backbone what is shown. "
+        + _advice(facts, "locations"),
     )
 
 

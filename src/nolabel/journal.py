@@ -91,7 +91,7 @@ def log(job: Job, images: Monitor | None, window: Sequence[Record], done: int) -
     if images is not None:
         line = {"step": done, "epoch": done / job.steps_per_epoch, **record}
         health = judge_health(job, images, line)
-        words = health.words
+        words = health.words if health.alarm else ""
         with saving.tolerant("metrics.jsonl or status.json"):
             run.append_jsonl(job.out / "metrics.jsonl", line)
             run.write_status(job.out, "running", done, health=health._asdict())

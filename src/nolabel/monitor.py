@@ -44,7 +44,7 @@ class Monitor(NamedTuple):
     history: list[dict[str, Any]]
     """The lines of metrics.jsonl."""
     said: list[str]
-    """Kinds of alarms that were given."""
+    """Kinds of alarms and notes that were given."""
 
 
 def monitor(job: Job) -> Monitor:
@@ -55,7 +55,7 @@ def monitor(job: Job) -> Monitor:
     sample = _sample(job.stream.images, size, config.seed, _sample_size(job))
     pictures = _sample(job.stream.images, _picture_side(job), config.seed, NUM_PICTURES)
     written = run.Run(job.out)
-    said = [str(e.get("kind")) for e in written.events() if e.get("event") == "alarm"]
+    said = [str(e.get("kind")) for e in written.events() if e.get("event") in ("alarm", "note")]
     settings = {name: getattr(config.method, name) for name in vars(config.method)}
     width, warmup = job.method.backbone.num_features, config.optim.warmup_epochs
     known_facts = facts(method_name(config), settings, width, warmup, job.steps_per_epoch, job.total_steps)
@@ -90,13 +90,13 @@ def look(job: Job, images: Monitor, done: int) -> dict[str, Any]:
 
 
 def judge(job: Job, images: Monitor, record: dict[str, Any]) -> Diagnosis:
-    """What the run looks like after another line of metrics; the first alarm of a kind is said and recorded."""
+    """What the run looks like after another line of metrics; the first alarm or note of a kind is said and recorded."""
     images.history.append(record)
     found = diagnose(images.history, images.facts)
-    if found.alarm and found.kind not in images.said:
+    if found.words and found.kind not in images.said:
         images.said.append(found.kind)
-        say(f"warning: {found.words}")
-        saving.event(job, "alarm", step=record["step"], kind=found.kind, words=found.words)
+        say(f"{'warning' if found.alarm else 'note'}: {found.words}")
+        saving.event(job, "alarm" if found.alarm else "note", step=record["step"], kind=found.kind, words=found.words)
     return found
 
 

@@ -1,9 +1,13 @@
 """Photos for the benchmark, made here: 1/f noise with shapes on it, as JPEG of a natural size in bytes, or WebP.
 
 The entropy of a JPEG decides how long it takes to decode, so its quality is chosen to reach the size.
+
+    python benchmarks/make_photos.py FOLDER --number 1000    # 500x375, about 95 kB each
 """
 
+import argparse
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -50,3 +54,20 @@ def _save(image: Image.Image, quality: int) -> bytes:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     return file.getvalue()
+
+
+def main() -> None:
+    """Sixteen photos, each many times: what matters is the time to read and decode one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--number", type=int, default=1000)
+    options = parser.parse_args()
+    files = [jpeg(photo(375, 500, seed), 95_000) for seed in range(min(16, options.number))]
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for number in range(options.number):
+        (options.folder / f"{number:06}.jpg").write_bytes(files[number % len(files)])
+    print(f"{options.number} photos of {sum(map(len, files)) // len(files)} bytes on average")
+
+
+if __name__ == "__main__":
+    main()

@@ -311,8 +311,11 @@ def test_the_optimizer_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert found is not None
     other.load_state_dict(found.model)
     restore_optimizer(other_opt, other, found.optim)
-    for n, o in ((net, opt), (other, other_opt)):
+    forgetful, forgetful_opt = fresh(8)
+    forgetful.load_state_dict(found.model)
+    for n, o in ((net, opt), (other, other_opt), (forgetful, forgetful_opt)):
         step(n, o, 3)
+    assert not torch.equal(net[0].weight, forgetful[0].weight), "else the optimizer's state would not show"
     assert all(torch.equal(net.state_dict()[k], v) for k, v in other.state_dict().items())
     after, other_after = optimizer_tensors(opt, net), optimizer_tensors(other_opt, other)
     assert after.keys() == other_after.keys() and all(torch.equal(after[k], other_after[k]) for k in after)

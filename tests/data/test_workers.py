@@ -210,12 +210,18 @@ def test_training_goes_on_bit_equal(
 # ---- shared memory
 
 
+def tensors_of(batch: Batch) -> tuple[torch.Tensor, ...]:
+    return (*batch.views, *(batch.sources or ()))
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_pipes_change_no_pixel(stream: Stream, whole: bool) -> None:
     stream = stream._replace(whole=whole)
-    piped, shared = (list(batches(s, range(STEPS), 1)) for s in (stream._replace(piped=True), stream))
+    other = stream._replace(piped=True, seed=1)
+    piped, shared, seed = (list(batches(s, range(STEPS), 1)) for s in (stream._replace(piped=True), stream, other))
+    assert any(not torch.equal(a, b) for a, b in zip(tensors_of(seed[0]), tensors_of(piped[0]), strict=True))
     for a, b in zip(piped, shared, strict=True):
-        tensors = [(*x.views, *(x.sources or ())) for x in (a, b)]
+        tensors = [tensors_of(x) for x in (a, b)]
         assert tensors[0] and all(map(torch.equal, *tensors))
         assert all(isinstance(t, torch.Tensor) and not t.is_shared() for t in tensors[0])
         assert all(t.is_shared() for t in tensors[1]), "else this test says nothing"

@@ -178,6 +178,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200, help="in all, at least")
     parser.add_argument("--runs", type=int, default=9, help="of each method, at least")
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--minutes", type=float, default=25, help="end then, with fewer kills on a slow machine")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sabotage", action="store_true", help="forget the optimizer on resume: must be noticed")
     given = parser.parse_args()
@@ -185,20 +186,27 @@ def main() -> int:
     assert train and len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked safely"
     names = given.methods.split(",")
     tallies = {}
+    print("method    runs  SIGKILLs  inside a save  steps lost at most  ended bit-equal  minutes", flush=True)
+    ends = time.monotonic() + 60 * given.minutes
     with tempfile.TemporaryDirectory(prefix="nolabel-torture-") as folder:
         plant(Path(folder) / "data")
         for number, name in enumerate(names):
             choice, tally = random.Random(given.seed + number), Tally()
-            torture = Torture(name, Path(folder), choice, given.sabotage)
+            torture, began = Torture(name, Path(folder), choice, given.sabotage), time.monotonic()
+            last = began + (ends - began) / (len(names) - number)  # its share of what is left
             while tally.kills < given.kills / len(names) or tally.runs < given.runs:
                 tally = torture.one(tally, choice.randint(1, 8 if given.kills > 50 else 3))
-            tallies[name] = tally
-    print("method    runs  SIGKILLs  inside a save  steps lost at most  ended bit-equal")
-    for name, t in tallies.items():
-        print(f"{name:8}  {t.runs:4}  {t.kills:8}  {t.in_saves:13}  {t.lost:18}  {t.equal:5} of {t.runs}")
+                if time.monotonic() > last:
+                    break
+            t = tallies[name] = tally
+            minutes = (time.monotonic() - began) / 60
+            counts = f"{name:8}  {t.runs:4}  {t.kills:8}  {t.in_saves:13}  {t.lost:18}"
+            print(f"{counts}  {t.equal:5} of {t.runs:4}  {minutes:7.1f}", flush=True)
     failed = [line for t in tallies.values() for line in t.failed]
     failed += [f"{n}: {t.lost} steps lost, more than {INTERVAL}" for n, t in tallies.items() if t.lost > INTERVAL]
     print("\n".join(failed))
+    few = sum(t.kills for t in tallies.values()) < given.kills
+    print("The time was up before that many kills." if few else "")
     return 1 if failed else 0
 
 

@@ -1,6 +1,7 @@
 """Training runs that are killed end as if nobody had touched them. `make torture` is the long form."""
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,10 +30,11 @@ def test_a_dozen_kills() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(0)
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork and /proc")
 def test_two_hundred_kills() -> None:
-    ended = program("kills.py", "--kills", "200", "--runs", "9", seconds=3600)
+    kills, minutes = os.environ.get("KILLS", "200"), os.environ.get("MINUTES", "20")
+    ended = program("kills.py", "--kills", kills, "--runs", "9", "--minutes", minutes, seconds=90 * float(minutes))
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
@@ -40,7 +42,7 @@ def test_two_hundred_kills() -> None:
 def test_a_resume_that_forgets_the_optimizer_is_noticed() -> None:
     ended = program("kills.py", "--kills", "1", "--runs", "1", "--methods", "dino", "--sabotage", seconds=120)
     assert ended.returncode == 1, ended.stdout + ended.stderr
-    assert "0 of 1" in ended.stdout and "optim.safetensors" in ended.stdout
+    assert "0 of    1" in ended.stdout and "optim.safetensors" in ended.stdout
 
 
 @pytest.mark.parametrize("options", [[], ["--sabotage"]])

@@ -11,7 +11,7 @@ import torch
 
 from nolabel.api import recipe_config
 from nolabel.backbones import parse_args
-from nolabel.config import TrainConfig, check, find_device, read_yaml, resolve, to_yaml, update
+from nolabel.config import TrainConfig, check, find_device, fit_processes, read_yaml, resolve, to_yaml, update
 from nolabel.errors import DataError, UsageError
 from nolabel.job import config_from, config_yaml, method_name
 from nolabel.methods import METHODS
@@ -158,6 +158,12 @@ def test_auto_is_resolved_and_what_was_chosen_is_kept() -> None:
     assert (config.micro_batch, config.log_every, config.threads, config.device) == (32, 7, 3, "cpu")
     assert config.precision in ("fp32", "bf16") and config.checkpoint_every == 1000 // 64
     assert resolve(config, 1000, 2, CPU) == config
+
+
+@pytest.mark.parametrize(("micro", "before", "expected"), [(32, 2, 64), (16, 2, 16), (64, 1, 64), (32, None, 32)])
+def test_one_process_goes_on_with_the_share_of_all(micro: int, before: int | None, expected: int) -> None:
+    config = dataclasses.replace(BASE, batch_size=64, micro_batch=micro)
+    assert fit_processes(config, before).micro_batch == expected
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ class Run:
 
     def status(self) -> dict[str, Any]:
         """State ("running", "stopped", "failed", "done"), step and reason."""
-        return {"state": "created", "step": 0} | (_read_json(self.path / "status.json") or {})
+        return {"state": "created", "step": 0} | (read_json(self.path / "status.json") or {})
 
     def metrics(self) -> list[dict[str, Any]]:
         """One record a log step."""
@@ -53,7 +53,7 @@ class Run:
     def eval_results(self) -> dict[str, dict[str, Any]]:
         """Results of evaluations by file name without suffix."""
         files = [f for f in sorted((self.path / "eval").glob("*.json")) if not f.stem.endswith(".time")]
-        return {f.stem: found for f in files if (found := _read_json(f)) is not None}
+        return {f.stem: found for f in files if (found := read_json(f)) is not None}
 
     def backbone(self) -> Any:
         """The trained backbone of `RUN/weights`, an `nn.Module` giving Features."""
@@ -74,7 +74,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file; None where it is missing, damaged, or holds something else."""
     return _mapping(path.read_bytes()) if path.is_file() else None
 
 

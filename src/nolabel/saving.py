@@ -104,6 +104,13 @@ def has_checkpoint(job: Job) -> bool:
     return distributed.any_process(found, job.device)
 
 
+def processes_before(folder: Path) -> int | None:
+    """How many processes wrote the newest checkpoint of the run, as far as it says; None where there is none."""
+    states = (run.read_json(path / "state.json") for path in sorted(folder.glob("checkpoints/step-*"), reverse=True))
+    found = next((state for state in states if state), {}).get("world_size")
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def roll_back(job: Job, why: Unstable) -> tuple[Job, int, list[Record]]:
     """Back to the newest checkpoint; the batches from there to the bad step are left out of the rest of the run."""
     distributed.barrier()

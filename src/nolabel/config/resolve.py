@@ -72,15 +72,17 @@ def processors(world_size: int, device: torch.device) -> int:
     return max(1, cpus // (world_size if device.type == "cpu" else _local_world()))
 
 
-def fit_processes(config: TrainConfig[Any]) -> TrainConfig[Any]:
+def fit_processes(config: TrainConfig[Any], before: int | None) -> TrainConfig[Any]:
     """The settings of a run that is resumed, for as many processes as there are now. UsageError where it can't split.
 
-    The global batch, its order and its views stay; a micro-batch that does not fit a process's share becomes it.
+    The global batch, its order and its views stay. A micro-batch that was the share of each of the processes `before`,
+    or does not fit, becomes the share of one now: in smaller pieces BatchNorm would see fewer images than before.
     """
     size, processes = config.batch_size, distributed.world_size()
     _check_split(size, processes)
     share = size // processes
-    fits = config.micro_batch != "auto" and share % config.micro_batch == 0
+    whole = before is not None and config.micro_batch == size // before
+    fits = config.micro_batch != "auto" and share % config.micro_batch == 0 and not whole
     return config if fits else replace(config, micro_batch=share)
 
 

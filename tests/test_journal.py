@@ -26,7 +26,10 @@ def slow(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         time.sleep(SLEEP)
         return real(*args)
 
-    monkeypatch.setattr(loader, name, sleeping)
+    if name == "apply":
+        monkeypatch.setattr(loader, "applier", lambda _: sleeping)
+    else:
+        monkeypatch.setattr(loader, name, sleeping)
 
 
 @pytest.mark.parametrize("name", ["read", "open_image", "load", "draw", "apply"])

@@ -251,7 +251,8 @@ def test_a_safe_change_is_taken_and_recorded(
     assert weights(out) == weights(whole)
     assert nolabel.Run(out).config()["eval_every"] == 500
     start = [e for e in nolabel.Run(out).events() if e["event"] == "start"][-1]
-    assert start["changed_on_resume"] == [f"eval_every: {tiny.get('eval_every', 1)} -> 500", "workers: 0 -> 1"]
+    before = nolabel.Run(whole).config()["eval_every"]
+    assert start["changed_on_resume"] == [f"eval_every: {before} -> 500", "workers: 0 -> 1"]
 
 
 def test_a_finished_run_goes_on_when_it_is_to_be_longer(tiny: dict[str, Any], pictures: Path, tmp_path: Path) -> None:

@@ -174,7 +174,8 @@ def test_a_recovery_ends_the_alarm() -> None:
     [
         ({"positive_similarity": 0.99, "negative_similarity": 0.985}, "no contrast"),
         ({"positive_similarity": 0.9, "negative_similarity": 0.1}, "healthy"),
-        ({"matches_distinct": 0.03}, "one location"),
+        ({"matches_distinct": 0.03, "dense_weight": 1.0}, "one location"),
+        ({"matches_distinct": 0.03, "dense_weight": 0.5}, "dense head idle"),
         ({"matches_distinct": 0.5}, "healthy"),
         ({"dense_by_place": 0.95, "dense_weight": 1.0}, "place"),
         ({"dense_by_place": 0.95, "dense_weight": 0.5}, "dense head idle"),

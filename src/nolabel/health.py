@@ -67,14 +67,14 @@ def diagnose(records: Sequence[Record], facts: Facts) -> Diagnosis:
     if now < facts.warmup_steps + SETTLE:
         return WARMING
     window = [r for r in records if r["step"] > now - WINDOW and "loss" in r]
-    for judge in (_outputs, _unused, _contrast, _locations):
+    for judge in (_outputs, _unused, _contrast):
         if window and (found := judge(window, facts)):
             return found
     if window and (found := _draining(records, window, facts)):
         return found
     looks = [r for r in records if "rankme" in r and r["step"] >= facts.warmup_steps]
     features = _features(looks, facts) or _fallen(records, looks, facts)
-    return features or (_place(window, facts) if window else None) or HEALTHY
+    return features or (_dense(window, facts) if window else None) or HEALTHY
 
 
 def _all_below(window: Sequence[Record], name: str, limit: float) -> bool:
@@ -165,27 +165,23 @@ def _contrast(window: Sequence[Record], facts: Facts) -> Diagnosis | None:
     )
 
 
-def _locations(window: Sequence[Record], facts: Facts) -> Diagnosis | None:
-    if not _all_below(window, "matches_distinct", 0.1):
+def _dense(window: Sequence[Record], facts: Facts) -> Diagnosis | None:
+    """DenseCL: a dense head that tells nothing of images. An alarm only where nothing but the dense loss trains."""
+    if _all_below(window, "matches_distinct", 0.1):
+        kind, distinct = "one location", 100 * _mean(window, "matches_distinct")
+        words = f"Nearly all locations of an image match the same few of the other view: {distinct:.1f} % distinct"
+    elif (place := min((r["dense_by_place"] for r in window if "dense_by_place" in r), default=0.0)) > 0.9:
+        kind = "place"
+        words = (
+            f"The dense head says where a location is, not what it shows: the place decides {100 * place:.0f} % of it"
+        )
+    else:
         return None
+    alone = window[-1].get("dense_weight", 1.0) > 0.9
+    teacher = "Nothing" if alone else "Only the global loss"
     return Diagnosis(
-        "one location",
-        f"Nearly all locations of an image match the same few of the other view: "
-        f"{100 * _mean(window, 'matches_distinct'):.1f} % distinct, for {WINDOW} steps. " + _advice(facts, "locations"),
-    )
-
-
-def _place(window: Sequence[Record], facts: Facts) -> Diagnosis | None:
-    """DenseCL: a dense head that says where a location is. An alarm only where nothing but the dense loss trains."""
-    places = [r["dense_by_place"] for r in window if "dense_by_place" in r]
-    if not places or min(places) < 0.9:
-        return None
-    alone = window[-1].get("dense_weight", 0.0) > 0.9
-    return Diagnosis(
-        "place" if alone else "dense head idle",
-        f"The dense head says where a location is, not what it shows: the place decides {100 * min(places):.0f} % of "
-        f"it, for {WINDOW} steps. {'Nothing' if alone else 'Only the global loss'} teaches the backbone what is shown. "
-        + _advice(facts, "locations"),
+        kind if alone else "dense head idle",
+        f"{words}, for {WINDOW} steps. {teacher} teaches the backbone what is shown. " + _advice(facts, "locations"),
     )
 
 

@@ -16,7 +16,7 @@ test: lint
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
-torture: $(INSTALLED)  # about half an hour; longer: make torture KILLS=1000 MINUTES=120
+torture: $(INSTALLED)  # the kills stop after 20 minutes; longer: make torture KILLS=1000 MINUTES=120
 	$(BIN)/python -m pytest -m "slow or not slow" tests/torture tests/test_checkpoint.py -s
 
 lint: $(INSTALLED)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from nolabel.health import WINDOW, Facts, diagnose, facts
 from nolabel.losses import information
-from nolabel.spread import feature_signals
+from nolabel.spread import FeatureSignals, feature_signals
 
 N, D, K = 1024, 128, 4096
 FACTS = Facts("dino", {"teacher_temp": 0.04, "freeze_last_layer": 1, "center_momentum": 0.9}, D, K, 100)
@@ -197,6 +197,16 @@ def test_few_prototypes_for_all_images_are_named(share: float, kind: str) -> Non
         kind != "healthy"
     )
     assert diagnose(records + series(1010, 1050, memax_gap=0.1, prototypes_used=60.0), facts).kind == "healthy"
+
+
+@pytest.mark.parametrize("broken", [math.nan, None])  # as the run has it, and as it is read from metrics.jsonl
+def test_features_that_are_not_finite_are_named(broken: float | None) -> None:
+    bad = dict.fromkeys(FeatureSignals._fields, broken)
+    good = look(500, isotropic())
+    found = diagnose([look(0, isotropic()), good, *series(510, 1000), {"step": 1000, **bad}], FACTS)
+    assert found.kind == "not finite" and "step 1000" in found.words
+    recovered = [{"step": 0, **bad}, {"step": 600, **bad}, *series(610, 1000), look(1000, isotropic())]
+    assert diagnose(recovered, FACTS).kind == "healthy"
 
 
 def test_dead_data_and_exploding_weights_are_named_at_once() -> None:

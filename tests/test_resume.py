@@ -233,6 +233,19 @@ def test_changed_data_are_refused(
         nolabel.resume(tmp_path / "run")
 
 
+def test_the_sizes_of_the_images_are_read_once(
+    tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """And not at each of the four checkpoints: with a million files that takes seconds."""
+    asked, real = list[int](), loop.saving.fingerprint
+    monkeypatch.setattr(loop.saving, "fingerprint", lambda images: asked.append(1) or real(images))
+    out = tmp_path / "run"
+    nolabel.train("dino-small", **settings(tiny, pictures, out))
+    assert len(asked) == 1
+    nolabel.resume(out, {"steps": STEPS + 1})
+    assert len(asked) == 2
+
+
 def test_a_run_in_use_is_refused(whole: Path, tiny: dict[str, Any], pictures: Path) -> None:
     with folder.locked(whole), pytest.raises(UsageError, match="in use"):
         nolabel.train("dino-small", **settings(tiny, pictures, whole), overwrite=True)
@@ -253,6 +266,25 @@ def test_a_safe_change_is_taken_and_recorded(
     start = [e for e in nolabel.Run(out).events() if e["event"] == "start"][-1]
     before = nolabel.Run(whole).config()["eval_every"]
     assert start["changed_on_resume"] == [f"eval_every: {before} -> 500", "workers: 0 -> 1"]
+
+
+@pytest.mark.parametrize(("asked", "expected"), [({}, 8), ({"micro_batch": 4}, 4)])
+def test_a_micro_batch_that_is_asked_for_on_resume_is_kept(
+    asked: dict[str, Any], expected: int, tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Also where it was the share of each of two processes, which one process alone would not keep."""
+    out, built = tmp_path / "run", list[int]()
+    nolabel.train("dino-small", **settings(tiny, pictures, out, steps=2, micro_batch=4))
+    build = loop.build
+
+    def seen(config: Any, *rest: Any) -> Any:
+        built.append(config.micro_batch)
+        return build(config, *rest)
+
+    monkeypatch.setattr(loop, "build", seen)
+    monkeypatch.setattr(loop.saving, "processes_before", lambda _: 2)
+    nolabel.resume(out, {"steps": 4} | asked)
+    assert built == [expected]
 
 
 def test_a_finished_run_goes_on_when_it_is_to_be_longer(tiny: dict[str, Any], pictures: Path, tmp_path: Path) -> None:

@@ -217,6 +217,25 @@ def test_logs_that_cannot_be_written_end_nothing(
     assert [r["step"] for r in run.metrics() if "loss" in r] == [8]
 
 
+def test_features_that_are_not_finite_end_nothing(
+    tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the second of three looks; with labels, so that k-NN has none either."""
+    embed, looks = monitor.embed, list[int]()
+
+    def overflows(net: Any, *rest: Any) -> Any:
+        looks.append(len(looks))
+        if len(looks) == 2:
+            raise NumericError("3 of 8 images have features that are not finite: damaged weights.")
+        return embed(net, *rest)
+
+    monkeypatch.setattr(monitor, "embed", overflows)
+    run = nolabel.train("dino-small", **settings(tiny, pictures, tmp_path / "run", eval_every=4))
+    assert run.status()["state"] == "done" and len(looks) == 3
+    seen = [r["rankme"] for r in run.metrics() if "rankme" in r]
+    assert seen[1] is None and seen[0] is not None and seen[2] is not None
+
+
 def test_a_disk_without_room_is_said_before_the_first_step(
     tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,7 @@ class Diagnosis(NamedTuple):
 
     kind: str
     """healthy, warming up, uniform, constant, same output, dimensional, unused prototypes, no contrast, one location,
-    place, dense head idle, dead data, exploding"""
+    place, dense head idle, dead data, exploding, not finite"""
     words: str
     """What happened, with numbers, and what to change; empty where all is well."""
 
@@ -81,6 +81,11 @@ def _all_below(window: Sequence[Record], name: str, limit: float) -> bool:
     """Whether the signal was there and stayed below the limit in the whole window."""
     values = [r[name] for r in window if r.get(name) is not None]
     return len(values) > 0 and max(values) < limit
+
+
+def _known(value: float | None) -> bool:
+    """False for a signal of features that were not finite: NaN in the run that saw them, null in its metrics.jsonl."""
+    return value is not None and math.isfinite(value)
 
 
 def _mean(window: Sequence[Record], name: str) -> float:
@@ -190,8 +195,14 @@ def _features(looks: Sequence[Record], facts: Facts) -> Diagnosis | None:
     if not looks:
         return None
     last = looks[-1]
-    best_rank = max(r["rankme"] for r in looks)
-    best_effective = max(r["effective_rank"] for r in looks)
+    if not _known(last["rankme"]):
+        return Diagnosis(
+            "not finite",
+            f"The features of the images looked at are not finite at step {last['step']}: no image can be told from "
+            "another. Go back to an earlier checkpoint and lower --optim.lr, or use --precision fp32.",
+        )
+    best_rank = max(r["rankme"] for r in looks if _known(r["rankme"]))
+    best_effective = max(r["effective_rank"] for r in looks if _known(r["rankme"]))
     votes = {
         f"RankMe {last['rankme']:.1f}": last["rankme"] < max(4.0, 0.02 * facts.width, 0.3 * best_rank),
         f"effective rank {last['effective_rank']:.1f}": last["effective_rank"]
@@ -213,7 +224,7 @@ def _features(looks: Sequence[Record], facts: Facts) -> Diagnosis | None:
 
 def _fallen(records: Sequence[Record], looks: Sequence[Record], facts: Facts) -> Diagnosis | None:
     """Features that span fewer directions than those of the untrained network: every run that learned spanned more."""
-    untrained = next((r for r in records if "effective_rank" in r and r["step"] == 0), None)
+    untrained = next((r for r in records if _known(r.get("effective_rank")) and r["step"] == 0), None)
     if untrained is None or not looks or looks[-1]["effective_rank"] >= 0.4 * untrained["effective_rank"]:
         return None
     return Diagnosis(

@@ -56,6 +56,8 @@ class Job(NamedTuple):
     """Why checkpoints could not be written, since the last that could."""
     slow_lines: list[int]
     """Log lines in a row at which the loader was the limit, by step, until that was said."""
+    fingerprints: list[str]
+    """Of the images as the run found them, once somebody asked: the sizes of a million files take seconds to read."""
     out: Path
 
     def clock(self, step: int) -> Clock:
@@ -113,6 +115,7 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
         losses=[],
         failed_saves=[],
         slow_lines=[],
+        fingerprints=[],
         out=Path(config.out),
     )
 

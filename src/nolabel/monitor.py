@@ -1,6 +1,7 @@
 """What is looked at while training: k-NN with labels, the features of fixed images and their attention, the report."""
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +15,14 @@ from nolabel.config import known
 from nolabel.data.decode import BadImage, decode
 from nolabel.data.images import Images, read
 from nolabel.data.order import images_at
+from nolabel.errors import NumericError
 from nolabel.evals.images import knn
 from nolabel.evals.shared.features import Pixels, embed, in_batches
 from nolabel.health import Diagnosis, Facts, diagnose, facts
 from nolabel.job import Job, method_name, say
 from nolabel.plots.attention import snapshot
 from nolabel.report import report
-from nolabel.spread import feature_signals
+from nolabel.spread import FeatureSignals, feature_signals
 from nolabel.views import normalize
 
 NUM_PICTURES = 8
@@ -70,13 +72,16 @@ def look(job: Job, images: Monitor, done: int) -> dict[str, Any]:
     record: dict[str, Any] = {}
     with saving.tolerant("eval/attention"):
         _picture(images, net, job.out / "eval" / "attention" / f"step-{done:08d}.webp")
-    if images.labelled is not None:
-        accuracy = knn.monitor(net, images.labelled, images.mean, images.std, images.device)
-        record = {"knn": accuracy}
-        if done == 0:
-            record |= {"knn_untrained": accuracy, "knn_raw": images.labelled.raw}
-    if len(images.sample) > 1:
-        record |= _features(images, net)
+    try:
+        if images.labelled is not None:
+            accuracy = knn.monitor(net, images.labelled, images.mean, images.std, images.device)
+            record = {"knn": accuracy}
+            if done == 0:
+                record |= {"knn_untrained": accuracy, "knn_raw": images.labelled.raw}
+        if len(images.sample) > 1:
+            record |= _features(images, net)
+    except NumericError:  # features that are not finite end no training: `health.py` says what they mean
+        record |= dict.fromkeys(FeatureSignals._fields, math.nan)
     if done == 0:
         record |= {"distinct_images": _distinct(images.sample)}
     written = {"step": done, "epoch": done / job.steps_per_epoch, **record}

@@ -144,7 +144,7 @@ def _write(job: Job, folder: Path, done: int, window: Sequence[Record], keep: in
         "step": done,
         "window": [{k: float(v) for k, v in record.items()} for record in window],
         "scaler": job.scaler.state_dict(),
-        "images": fingerprint(job.stream.images),
+        "images": _fingerprint(job),
         "total_steps": job.total_steps,
         "bad_slots": sorted(job.bad_slots),
         "bad_steps": job.bad_steps,
@@ -217,12 +217,18 @@ def _fill(job: Job, found: Checkpoint) -> None:
     job.bad_steps[:] = state.get("bad_steps", [])
 
 
+def _fingerprint(job: Job) -> str:
+    if not job.fingerprints:
+        job.fingerprints.append(fingerprint(job.stream.images))
+    return job.fingerprints[0]
+
+
 def _first_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _check_images(job: Job, found: Checkpoint, allow_change: bool) -> None:
-    if found.state.get("images") == fingerprint(job.stream.images):
+    if found.state.get("images") == _fingerprint(job):
         return
     what = f"{job.config.data} has changed since the run started: files were added, removed or renamed"
     if not allow_change:

@@ -87,9 +87,9 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
     lines = check_changes(before, config, allow_change)
     device = find_device(config.device)
     with distributed.process_group(device):
-        job = build(
-            fit_processes(config, saving.processes_before(found.path)), scan(config.data, config.subfolder), device
-        )
+        # A micro-batch that is asked for now is kept, also where it is that of before.
+        processes = None if "micro_batch" in (changed or {}) else saving.processes_before(found.path)
+        job = build(fit_processes(config, processes), scan(config.data, config.subfolder), device)
         with run.locked(found.path) if distributed.is_main() else contextlib.nullcontext():
             job, first_step, window = saving.restore(job, allow_change=allow_change)
             killed_at_the_end = first_step == job.total_steps and found.status()["state"] != "done"

@@ -19,7 +19,7 @@ LOWEST = {
     **dict.fromkeys(("workers", "seed"), 0),
 }
 
-BETWEEN_LOOKS = 9_600
+BETWEEN_LOOKS = 12_800
 """Images trained on between two evaluations, at least: one of 256 images and its pictures costs about 1 % of that."""
 
 

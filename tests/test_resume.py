@@ -161,8 +161,17 @@ def test_batchnorm_networks_resume_too(
     with pytest.raises(Crash):
         nolabel.train(recipe, **second)
     monkeypatch.undo()
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
     nolabel.resume(tmp_path / "b")
     assert state(tmp_path / "a") == state(tmp_path / "b")
+    fresh = torch.nn.Module.load_state_dict  # a resume that forgets what BatchNorm has seen is noticed
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda net, s: fresh(net, without_statistics(net, s)))
+    nolabel.resume(tmp_path / "c")
+    assert state(tmp_path / "c") != state(tmp_path / "b")
+
+
+def without_statistics(net: torch.nn.Module, saved: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return saved | {name: value for name, value in net.state_dict().items() if "running_" in name}
 
 
 def command(*arguments: object) -> list[str]:

@@ -103,7 +103,7 @@ def batches(stream: Stream, steps: range, workers: int, pin_memory: bool = False
             known.update(_killers(stream, slots))
         notes.append(f"{what}; all are started again there")
 
-    for batch in restarted(start, found_dead) if workers else start(0, False):
+    for batch in restarted(start, found_dead, workers) if workers else start(0, False):
         if isinstance(batch, DataError):
             raise batch
         batch = _each(batch, torch.from_numpy) if stream.piped and workers else batch

@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
@@ -55,20 +55,24 @@ def fits_shared_memory(needed: int, folder: str = SHARED_MEMORY) -> str:
     )
 
 
-def restarted(start: Callable[[int, bool], Iterator[T]], found_dead: Callable[[int, int, str], None]) -> Iterator[T]:
+def restarted(
+    start: Callable[[int, bool], Iterator[T]], found_dead: Callable[[int, int, str], None], number: int
+) -> Iterator[T]:
     """The items of `start(0, False)`; after a death those of `start(n, ...)`, n the number of items given so far.
 
-    `start` begins a `DataLoader`; `start(n, True)` gives item n alone from one process, so that another death is that
-    of item n. `found_dead(n, times, how)` is told of each death before the restart; `times` are those at item n.
+    `start` begins a `DataLoader` of `number` processes; `start(n, True)` gives item n alone from one process, so that
+    another death is that of item n. `found_dead(n, times, how)` is told of each death before the restart; `times` are
+    those at item n.
     """
     done = deaths = 0
     while True:
         others, alone = set(multiprocessing.active_children()), deaths > 0
-        iterator = start(done, alone)
-        _raise_only_here()
-        workers = [p for p in multiprocessing.active_children() if p not in others]
-        hung, dead = threading.Event(), list[BaseProcess]()
+        iterator: Iterator[T] | None = None
+        workers, hung, how = list[BaseProcess](), threading.Event(), ""
         try:
+            iterator = start(done, alone)
+            _raise_only_here()
+            workers = _children_since(others)
             while True:
                 with _killed_after(HANG, workers, hung):
                     item = next(iterator)
@@ -78,19 +82,35 @@ def restarted(start: Callable[[int, bool], Iterator[T]], found_dead: Callable[[i
             if not alone:
                 return
         except (RuntimeError, EOFError, OSError) as error:
-            if not isinstance(error, RuntimeError):  # what a dead process had sent cannot be fetched any more
-                _wait_for_the_dead(workers)
-            dead = [p for p in workers if not p.is_alive()]
-            if not dead:
+            workers = workers or _children_since(others)
+            missing = (1 if alone else number) - len(workers)
+            how = _death(error, workers, missing, started=iterator is not None)
+            if not how:
                 raise
         finally:
-            _end(workers if dead else ())  # else torch waits 5 s for each
+            _end(workers if how else ())  # else torch waits 5 s for each
             del iterator
             _end(workers)  # one that is stopped or hangs would keep this process from leaving
-        if dead:
+        if how:
             deaths += 1
-            how = f"hung for {HANG:.0f} s" if hung.is_set() else f"died ({describe(dead[0].exitcode)})"
-            found_dead(done, deaths, how)
+            found_dead(done, deaths, f"hung for {HANG:.0f} s" if hung.is_set() else f"died ({how})")
+
+
+def _children_since(others: Set[BaseProcess]) -> list[BaseProcess]:
+    return [p for p in multiprocessing.active_children() if p not in others]
+
+
+def _death(error: Exception, workers: Sequence[BaseProcess], missing: int, started: bool) -> str:
+    """How one of the processes died, an empty string if the error is something else.
+
+    `missing` are those that were dead before they could be listed: nobody knows any more how they ended.
+    """
+    if not isinstance(error, RuntimeError):  # what a dead process had sent cannot be fetched any more
+        _wait_for_the_dead(workers)
+    dead = [p for p in workers if not p.is_alive()]
+    if dead:
+        return describe(dead[0].exitcode)
+    return "as it started" if missing and (started or "DataLoader worker" in str(error)) else ""
 
 
 def survives(call: Callable[..., object], *arguments: object) -> str:

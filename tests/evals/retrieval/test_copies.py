@@ -1,5 +1,6 @@
 """The copy-detection protocol on copies made on the spot, on Copydays' layout, and on real images."""
 
+import dataclasses
 import json
 import shutil
 import zipfile
@@ -15,6 +16,7 @@ from nolabel.data import demo
 from nolabel.data.decode import decode
 from nolabel.data.images import scan
 from nolabel.errors import DataError, UsageError
+from nolabel.evals.retrieval import descriptors
 from nolabel.evals.retrieval.attacks import attack
 from nolabel.evals.retrieval.copies import CopiesConfig, accepts, columns, descriptor_size, evaluate_copies
 from nolabel.evals.retrieval.copydays import copy_set, evenly
@@ -177,6 +179,30 @@ def test_whitening(loaded: Loaded, photos: Path, others: Path) -> None:
     assert results[1]["settings"]["whiten"]["images"] == 40
     assert not any("not whitened" in note for note in results[1]["notes"])
     assert "whitening from 40 images for 128 dimensions: take more of them" in results[1]["notes"]
+
+
+def test_kept_descriptors_give_the_same_bytes(
+    loaded: Loaded, photos: Path, others: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second time no image is read; other attacks, seeds and sizes have descriptors of their own."""
+    monkeypatch.setenv("NOLABEL_CACHE", str(tmp_path / "kept"))
+    config = CopiesConfig(attacks=FEW, distractors=str(others), whiten=str(others))
+    plain, first, again = (tmp_path / f"{name}.json" for name in ("plain", "first", "again"))
+    evaluate_copies(loaded, photos, dataclasses.replace(config, cache=False), plain)
+    assert not (tmp_path / "kept").exists()
+    evaluate_copies(loaded, photos, config, first)
+    changed = [{"seed": 5}, {"image_size": 30}, {"attacks": FEW[::-1]}]
+    expected = [
+        evaluate_copies(loaded, photos, dataclasses.replace(config, cache=False, **c))["metrics"] for c in changed
+    ]
+    found = [evaluate_copies(loaded, photos, dataclasses.replace(config, **c))["metrics"] for c in changed]
+    assert found == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(descriptors, "prepared", None)
+        evaluate_copies(loaded, photos, config, again)
+        with pytest.raises(TypeError):
+            evaluate_copies(loaded, photos, dataclasses.replace(config, seed=6))
+    assert plain.read_bytes() == first.read_bytes() == again.read_bytes()
 
 
 def test_the_descriptor(loaded: Loaded) -> None:

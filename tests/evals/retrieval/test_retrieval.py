@@ -1,5 +1,6 @@
 """The retrieval protocol on a small made-up ground truth, on what can be wrong with one, and on real images."""
 
+import dataclasses
 import json
 import shutil
 import zipfile
@@ -15,6 +16,7 @@ from PIL import Image
 from nolabel.backbones import Backbone, backbone
 from nolabel.data import demo
 from nolabel.errors import DataError, UsageError
+from nolabel.evals.retrieval import descriptors
 from nolabel.evals.retrieval.descriptors import MultiScale, color_histogram, whole_patches
 from nolabel.evals.retrieval.groundtruth import ground_truth
 from nolabel.evals.retrieval.retrieval import RetrievalConfig, accepts, columns, cut, evaluate_retrieval, thumbnail
@@ -113,6 +115,29 @@ def test_whitening_is_learned_on_other_images(loaded: Loaded, scenes: Path, spli
     assert white["floor"]["random_weights"] != plain["floor"]["random_weights"]
     assert white["floor"]["raw_pixels"] == plain["floor"]["raw_pixels"]
     assert white["settings"]["whiten"]["name"] == "pets"
+
+
+def test_kept_features_give_the_same_bytes(
+    loaded: Loaded, scenes: Path, splits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second time no image is read; cropped queries, more scales and new boxes have features of their own."""
+    monkeypatch.setenv("NOLABEL_CACHE", str(tmp_path / "kept"))
+    config = RetrievalConfig(image_size=32, whiten=str(splits_folder))
+    plain, first, again = (tmp_path / f"{name}.json" for name in ("plain", "first", "again"))
+    evaluate_retrieval(loaded, scenes, dataclasses.replace(config, cache=False), plain)
+    evaluate_retrieval(loaded, scenes, config, first)
+    for setting in ({"multi_scale": True}, {"crop_queries": True}):
+        other = dataclasses.replace(config, **setting)
+        expected = evaluate_retrieval(loaded, scenes, dataclasses.replace(other, cache=False))
+        assert evaluate_retrieval(loaded, scenes, other) == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(descriptors, "prepared", None)
+        evaluate_retrieval(loaded, scenes, config, again)
+        cropped = dataclasses.replace(config, crop_queries=True)
+        before = evaluate_retrieval(loaded, scenes, cropped)
+    assert plain.read_bytes() == first.read_bytes() == again.read_bytes()
+    change(scenes, lambda gnd: [entry.__setitem__("bbx", [0, 0, 9, 9]) for entry in gnd["gnd"]])
+    assert evaluate_retrieval(loaded, scenes, cropped)["metrics"] != before["metrics"]
 
 
 def test_queries_without_answers_are_said(loaded: Loaded, scenes: Path) -> None:

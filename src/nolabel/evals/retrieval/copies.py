@@ -16,9 +16,17 @@ from nolabel.errors import DataError, StorageError, UsageError
 from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
 from nolabel.evals.retrieval.attacks import ATTACKS, attack, check_attacks
 from nolabel.evals.retrieval.copydays import CopySet, copy_set, evenly
-from nolabel.evals.retrieval.descriptors import RAW_FLOORS, CopyDescriptor, Descriptor, network, prepared
+from nolabel.evals.retrieval.descriptors import (
+    RAW_FLOORS,
+    CopyDescriptor,
+    Descriptor,
+    described_images,
+    network,
+    prepared,
+)
 from nolabel.evals.retrieval.ranking import mean_ap_of_first
 from nolabel.evals.retrieval.whitening import learn_whitening, whiten
+from nolabel.evals.shared.cache import cache_folder
 from nolabel.evals.shared.features import squash
 from nolabel.evals.shared.results import data_name, write_result
 from nolabel.weights import Loaded
@@ -56,6 +64,8 @@ class Sources(NamedTuple):
     copies: CopySet
     distractors: Images | None
     whitening: Images | None
+    folder: Path | None
+    """Where descriptors are kept."""
 
 
 def evaluate_copies(
@@ -68,7 +78,7 @@ def evaluate_copies(
     """
     config = config or CopiesConfig()
     _check(data, config)
-    given = _sources(data, config)
+    given = _sources(data, config, cache_folder(loaded, config))
     times = [time.perf_counter()]
     metrics, counts = _measure(given, _network(loaded, config), config, given.whitening)
     times.append(time.perf_counter())
@@ -126,22 +136,22 @@ def _check(data: str | Path, config: CopiesConfig) -> None:
         raise UsageError("The distractors are the data itself: every original would be found twice.")
 
 
-def _sources(data: str | Path, config: CopiesConfig) -> Sources:
+def _sources(data: str | Path, config: CopiesConfig, folder: Path | None) -> Sources:
     distractors = evenly(scan(config.distractors), config.max_distractors) if config.distractors else None
     whitening = evenly(scan(config.whiten), config.max_whiten) if config.whiten else None
-    return Sources(copy_set(data, config.max_originals), distractors, whitening)
+    return Sources(copy_set(data, config.max_originals), distractors, whitening, folder)
 
 
 def _network(loaded: Loaded, config: CopiesConfig) -> Descriptor:
     size = config.image_size or descriptor_size(loaded)
-    return network(CopyDescriptor(loaded.backbone), partial(squash, size=size), loaded, config)
+    return network(CopyDescriptor(loaded.backbone), "copies", partial(squash, size=size), loaded, config)
 
 
 def _measure(
     given: Sources, descriptor: Descriptor, config: CopiesConfig, other: Images | None
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The metrics and the numbers of images; descriptors are whitened where there are `other` images to learn on."""
-    table = partial(_table, descriptor=descriptor, config=config)
+    table = partial(_table, descriptor=descriptor, config=config, folder=given.folder)
     queries, database = _queries(given.copies, config, table)
     num_originals = len(database)
     if given.distractors is not None:
@@ -184,17 +194,12 @@ def _queries(
 
 
 def _table(
-    images: Images, attacks: tuple[str, ...] = (), *, descriptor: Descriptor, config: CopiesConfig
+    images: Images, attacks: tuple[str, ...] = (), *, descriptor: Descriptor, config: CopiesConfig, folder: Path | None
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Descriptors (N, 1 + A, D) of the images that can be read and of their A attacked copies, and N names."""
     transform = partial(_with_copies, names=images.names, prepare=descriptor.prepare, attacks=attacks, seed=config.seed)
-    number = 1 + len(attacks)
-    batches = prepared(images, transform, max(1, config.batch_size // number), config.workers)
-    flat = descriptor.describe(
-        batch._replace(images=batch.images.flatten(0, 1), labels=batch.labels.repeat_interleave(number))
-        for batch in batches
-    )
-    return flat.features.view(-1, number, flat.features.shape[1]), flat.ids
+    parts = ["whole", *([name, config.seed] for name in attacks)]
+    return described_images(images, descriptor, transform, parts, config, folder)
 
 
 def _with_copies(

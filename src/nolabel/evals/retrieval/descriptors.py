@@ -1,7 +1,9 @@
 """Descriptors of whole images for search: what protocols that rank images put in the place of the pooled feature."""
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from nolabel.data.decode import BadImage, decode
 from nolabel.data.images import Images, printable, read
 from nolabel.errors import DataError
 from nolabel.evals.protocol import EvalConfig
+from nolabel.evals.shared.cache import described, network_facts, with_progress
 from nolabel.evals.shared.features import FeatureTable, Pixels, embed, squash
 from nolabel.weights import Loaded
 
@@ -80,25 +83,33 @@ def color_histogram(image: Tensor) -> Tensor:
 class Descriptor(NamedTuple):
     """How an image becomes a row of a table."""
 
+    kind: str
+    """Its name among kept features."""
     prepare: Callable[[Tensor], Tensor]
     """The upright image (3, H, W) uint8 as what `describe` takes; picklable, as it runs in the loader's workers."""
     describe: Callable[[Iterator[Pixels]], FeatureTable]
+    facts: Mapping[str, Any] = {}
+    """All that decides the numbers beside the images and what is cut from them."""
     center: bool = False
     """Whether the mean of the database is subtracted."""
 
 
-def network(net: nn.Module, prepare: Callable[[Tensor], Tensor], loaded: Loaded, config: EvalConfig) -> Descriptor:
-    """What `net` pools of images, with the normalisation of `loaded` and the device of `config`."""
+def network(net: nn.Module, kind: str, prepare: "partial[Tensor]", loaded: Loaded, config: EvalConfig) -> Descriptor:
+    """What `net`, a wrapper of the network of `loaded`, pools of images; it is named by `kind` and its settings."""
+    facts = {"prepare": [prepare.func.__name__, prepare.keywords], "scales": getattr(net, "scales", None)}
     return Descriptor(
-        prepare, lambda batches: embed(net, batches, loaded.mean, loaded.std, config.device, config.precision)
+        kind,
+        prepare,
+        lambda batches: embed(net, batches, loaded.mean, loaded.std, config.device, config.precision),
+        network_facts(loaded, config) | facts,
     )
 
 
 def as_they_are(batches: Iterator[Pixels]) -> FeatureTable:
-    """Prepared images as features, (N, ...) flattened."""
+    """Prepared images as features, (N, ...) flattened, of the type that they have."""
     features, labels, ids = [], [], list[str]()
     for batch in batches:
-        features.append(batch.images.flatten(1).float())
+        features.append(batch.images.flatten(1))
         labels.append(batch.labels)
         ids += batch.ids
     return FeatureTable(torch.cat(features), torch.cat(labels), tuple(ids))
@@ -110,10 +121,38 @@ def small_pixels(image: Tensor) -> Tensor:
 
 
 RAW_FLOORS = {
-    "raw_pixels": Descriptor(small_pixels, as_they_are, center=True),
-    "color_histogram": Descriptor(color_histogram, as_they_are),
+    "raw_pixels": Descriptor("pixels", small_pixels, as_they_are, center=True),
+    "color_histogram": Descriptor("colors", color_histogram, as_they_are),
 }
 """What needs no network."""
+
+
+def described_images(
+    images: Images,
+    descriptor: Descriptor,
+    transform: Callable[[Tensor, int], Tensor],
+    parts: Sequence[Any],
+    config: EvalConfig,
+    folder: Path | None,
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Features (N, A, D) float32 of A parts or copies of the images that can be read, and their N names.
+
+    `transform(image, index)` stacks the A of them, prepared; `parts` says, in JSON's types, what each of them is.
+    Features are kept in `folder`.
+    """
+    number = len(parts)
+
+    def make() -> FeatureTable:
+        batches = prepared(images, transform, max(1, config.batch_size // number), config.workers)
+        seen = with_progress(batches, len(images.names))
+        return descriptor.describe(
+            batch._replace(images=batch.images.flatten(0, 1), labels=batch.labels.repeat_interleave(number))
+            for batch in seen
+        )
+
+    table = described(folder, images, descriptor.kind, {**descriptor.facts, "parts": parts}, make)
+    names = tuple(images.names[i] for i in table.labels[::number].tolist())
+    return table.features.float().view(len(names), number, -1), names
 
 
 def prepared(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor
 from nolabel.data.images import Images, fingerprint, printable, scan
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
-from nolabel.evals.retrieval.descriptors import RAW_FLOORS, SCALES, Descriptor, MultiScale, network, prepared
+from nolabel.evals.retrieval.descriptors import RAW_FLOORS, SCALES, Descriptor, MultiScale, described_images, network
 from nolabel.evals.retrieval.groundtruth import Box, GroundTruth, ground_truth, ground_truth_file
 from nolabel.evals.retrieval.ranking import Score, score
 from nolabel.evals.retrieval.whitening import learn_whitening, whiten
+from nolabel.evals.shared.cache import cache_folder
 from nolabel.evals.shared.results import data_name, write_result
 from nolabel.weights import Loaded
 
@@ -41,6 +42,15 @@ class RetrievalConfig(EvalConfig):
     """A folder, zip or list of other images to learn a whitening on (centred)."""
 
 
+class Task(NamedTuple):
+    """What every row of the table is measured on."""
+
+    truth: GroundTruth
+    config: RetrievalConfig
+    folder: Path | None
+    """Where features are kept."""
+
+
 def evaluate_retrieval(
     loaded: Loaded, data: str | Path, config: RetrievalConfig | None = None, out: Path | None = None
 ) -> dict[str, Any]:
@@ -55,10 +65,13 @@ def evaluate_retrieval(
     if config.crop_queries and None in truth.boxes:
         raise UsageError("--crop-queries needs a bbx for every query, and the ground truth lacks some.")
     other = scan(config.whiten) if config.whiten else None
+    measure = partial(_measure, Task(truth, config, cache_folder(loaded, config)))
     times = [time.perf_counter()]
-    scores = _measure(truth, _network(loaded, config), config, other)
+    scores = measure(_network(loaded, config), other)
     times.append(time.perf_counter())
-    floor = _floor(loaded, truth, config, other) if config.floor else {}
+    floor = {name: measure(descriptor, None) for name, descriptor in RAW_FLOORS.items()} if config.floor else {}
+    if config.floor:
+        floor["random_weights"] = measure(_network(untrained(loaded, config.seed), config), other)
     times.append(time.perf_counter())
     result = {
         "protocol": "retrieval",
@@ -115,55 +128,41 @@ def cut(image: Tensor, box: Box) -> Tensor:
 
 def _network(loaded: Loaded, config: RetrievalConfig) -> Descriptor:
     net = MultiScale(loaded.backbone, SCALES if config.multi_scale else (1.0,))
-    return network(net, partial(thumbnail, size=config.image_size or loaded.image_size), loaded, config)
+    return network(net, "retrieval", partial(thumbnail, size=config.image_size or loaded.image_size), loaded, config)
 
 
-def _measure(
-    truth: GroundTruth, descriptor: Descriptor, config: RetrievalConfig, other: Images | None
-) -> dict[str, Score]:
+def _measure(task: Task, descriptor: Descriptor, other: Images | None) -> dict[str, Score]:
     """The scores by level; features are whitened where there are `other` images to learn that on."""
-    boxes = truth.boxes if config.crop_queries else []
-    database = _features(truth.database, descriptor, config)
-    queries = _features(truth.queries, descriptor, config, boxes)
+    truth, config = task.truth, task.config
+    database = _features(task, truth.database, descriptor)
+    queries = _features(task, truth.queries, descriptor, truth.boxes if config.crop_queries else [])
     if descriptor.center:
         mean = database.mean(0, dtype=torch.float64).float()
         database, queries = database - mean, queries - mean
     if other is not None:
-        learned = learn_whitening(_features(other, descriptor, config, whole=False), centered=True)
+        learned = learn_whitening(_features(task, other, descriptor, whole=False), centered=True)
         database, queries = whiten(database, learned), whiten(queries, learned)
     return score(queries, database, truth.truths, KS, config.device)
 
 
-def _floor(
-    loaded: Loaded, truth: GroundTruth, config: RetrievalConfig, other: Images | None
-) -> dict[str, dict[str, Score]]:
-    floor = {name: _measure(truth, descriptor, config, None) for name, descriptor in RAW_FLOORS.items()}
-    random = _network(untrained(loaded, config.seed), config)
-    return floor | {"random_weights": _measure(truth, random, config, other)}
-
-
 def _features(
-    images: Images,
-    descriptor: Descriptor,
-    config: RetrievalConfig,
-    boxes: Sequence[Box | None] = (),
-    whole: bool = True,
+    task: Task, images: Images, descriptor: Descriptor, boxes: Sequence[Box | None] = (), whole: bool = True
 ) -> Tensor:
     """(N, D). Raises DataError for an image that cannot be read, where the `whole` of them is needed."""
     transform = partial(_prepare, prepare=descriptor.prepare, boxes=boxes)
-    table = descriptor.describe(prepared(images, transform, config.batch_size, config.workers))
-    lost = sorted(set(images.names) - set(table.ids)) if whole else []
+    features, names = described_images(images, descriptor, transform, [list(boxes)], task.config, task.folder)
+    lost = sorted(set(images.names) - set(names)) if whole else []
     if lost:
         raise DataError(
             f"{len(lost)} images of the ground truth cannot be read, such as {printable(lost[0])}.\n"
             "`nolabel check DATA` says why."
         )
-    return table.features
+    return features[:, 0]
 
 
 def _prepare(image: Tensor, index: int, prepare: Callable[[Tensor], Tensor], boxes: Sequence[Box | None]) -> Tensor:
     box = boxes[index] if boxes else None
-    return prepare(image if box is None else cut(image, box))
+    return prepare(image if box is None else cut(image, box))[None]
 
 
 def _percent(scores: Mapping[str, Score]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -80,14 +80,41 @@ def features(
     return table
 
 
+def described(
+    folder: Path | None, images: Images, kind: str, facts: Mapping[str, Any], make: Callable[[], FeatureTable]
+) -> FeatureTable:
+    """The table that `make` computes of `images`, its labels indices of these; from `folder` if it is kept there.
+
+    `facts` name all that decides the numbers beside the images and the libraries.
+    """
+    path = None if folder is None else folder / f"{_key(images, facts)}-{kind}.safetensors"
+    if path is not None and (found := _load(path)):
+        names = tuple(images.names[i] for i in found["rows"].tolist())
+        return FeatureTable(found["features"], found["rows"], names)
+    table = make()
+    if path is not None:
+        _save({path: {"features": table.features, "rows": table.labels}})
+    return table
+
+
+def network_facts(loaded: Loaded, config: EvalConfig) -> dict[str, Any]:
+    """What decides the features of an image once it is prepared."""
+    return {
+        "weights": [_digest(loaded.backbone), loaded.backbone.name, loaded.backbone.args],
+        "normalisation": [loaded.mean, loaded.std],
+        # the last bits depend on how the work is split, too
+        "numbers": [config.precision, torch.device(config.device).type, config.batch_size, torch.get_num_threads()],
+    }
+
+
 def _extract(loaded: Loaded, labelled: LabelledImages, pieces: Collection[Piece], config: EvalConfig) -> PieceTable:
     size = config.image_size or loaded.image_size
     crop = partial(evaluation_crop, size=size, interpolation=loaded.interpolation)
-    batches = _progress(decoded(labelled, crop, config.batch_size, config.workers), len(labelled.labels))
+    batches = with_progress(decoded(labelled, crop, config.batch_size, config.workers), len(labelled.labels))
     return embed_pieces(loaded.backbone, batches, pieces, loaded.mean, loaded.std, config.device, config.precision)
 
 
-def _progress(batches: Iterable[Pixels], total: int, interval: float = 10.0) -> Iterator[Pixels]:
+def with_progress(batches: Iterable[Pixels], total: int, interval: float = 10.0) -> Iterator[Pixels]:
     """The same batches, with a line on stderr now and then."""
     start = last = time.monotonic()
     num_seen = 0
@@ -104,17 +131,15 @@ def _progress(batches: Iterable[Pixels], total: int, interval: float = 10.0) -> 
 def _paths(
     folder: Path, loaded: Loaded, images: Images, pieces: Collection[Piece], config: EvalConfig
 ) -> dict[Piece, Path]:
-    facts: dict[str, Any] = {
-        "version": VERSION,
-        "libraries": [__version__, *(version(name) for name in LIBRARIES)],
-        "weights": [_digest(loaded.backbone), loaded.backbone.name, loaded.backbone.args],
-        "preprocessing": [config.image_size or loaded.image_size, loaded.interpolation, loaded.mean, loaded.std],
-        # the last bits depend on how the work is split, too
-        "numbers": [config.precision, torch.device(config.device).type, config.batch_size, torch.get_num_threads()],
-        "images": stamp(images),
-    }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+    crop = [config.image_size or loaded.image_size, loaded.interpolation]
+    key = _key(images, network_facts(loaded, config) | {"preprocessing": crop})
     return {piece: folder / f"{key}-{piece.kind}{piece.back}.safetensors" for piece in pieces}
+
+
+def _key(images: Images, facts: Mapping[str, Any]) -> str:
+    libraries = [__version__, *(version(name) for name in LIBRARIES)]
+    every = {**facts, "version": VERSION, "libraries": libraries, "images": stamp(images)}
+    return hashlib.sha256(json.dumps(every, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _digest(net: nn.Module) -> str:

@@ -39,9 +39,8 @@ def nolabel(job: Job, z: Tensor, teacher_z: Tensor) -> Contender:
 
     def loss() -> Tensor:
         with torch.autocast(job.device.type, dtype, enabled=dtype != torch.float32):
-            rows, own = (n["head"].last_layer.rows() for n in (method.teacher, method.student))
-            student = Outputs(z, own.to(product_dtype(own)), 0.1)
-            found = dino_loss(student, Outputs(teacher_z, rows.to(product_dtype(rows)), 0.04), method.center).loss
+            rows, own = (n["head"].last_layer.rows(product_dtype(z.float())) for n in (method.teacher, method.student))
+            found = dino_loss(Outputs(z, own, 0.1), Outputs(teacher_z, rows, 0.04), method.center).loss
         found.backward()
         return found.detach()
 

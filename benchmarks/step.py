@@ -47,7 +47,12 @@ def make(o: argparse.Namespace, **changed: Any) -> Job:
     """A run without data."""
     v = {**vars(o), **changed}
     method = DINOConfig(
-        v["global_size"], v["local_size"], v["num_local"], num_prototypes=v["prototypes"], drop_path=0.0
+        v["global_size"],
+        v["local_size"],
+        v["num_local"],
+        num_prototypes=v["prototypes"],
+        freeze_last_layer=0,  # no contender leaves out any work
+        drop_path=0.0,
     )
     config: TrainConfig[Any] = TrainConfig(
         method=method,

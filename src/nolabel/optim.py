@@ -129,9 +129,14 @@ def clip_grad(
     norms = torch._foreach_norm(grads)
     sizes = torch.stack([n.float() for n in norms])
     if max_norm and num_clipped:
-        limits = sizes[:num_clipped].norm() if joint else sizes[:num_clipped]
+        limits = sizes[:num_clipped].norm().expand(num_clipped) if joint else sizes[:num_clipped]
         factors = (max_norm / (limits + 1e-6)).clamp(max=1.0)  # of all at once: on a GPU each operation is a launch
-        torch._foreach_mul_(grads[:num_clipped], factors if joint else list(factors.unbind()))
+        if sizes.device.type == "cpu":  # the host may read them: gradients that are short enough are left alone
+            for grad, factor in zip(grads, factors.tolist(), strict=False):
+                if factor != 1:
+                    grad.mul_(factor)
+        else:
+            torch._foreach_mul_(grads[:num_clipped], factors[0] if joint else list(factors.unbind()))
     total: Tensor = sizes.norm()
     return total
 

@@ -191,5 +191,6 @@ def outputs(network: nn.ModuleDict, views: Sequence[Tensor], temperature: float)
             start = i
     head = network["head"]
     assert isinstance(head, DINOHead)
-    z, prototypes = head.bottleneck(torch.cat(pooled)), head.last_layer.rows()
-    return Outputs(z.view(len(views), -1, z.shape[-1]), prototypes.to(product_dtype(prototypes)), temperature)
+    z = head.bottleneck(torch.cat(pooled))
+    prototypes = head.last_layer.rows(product_dtype(head.last_layer.weight_v))
+    return Outputs(z.view(len(views), -1, z.shape[-1]), prototypes, temperature)

@@ -103,6 +103,7 @@ def test_death_at_every_call(tmp_path: Path, step: int, after: bool) -> None:
         save(folder, 40, of(40), keep=2)
         assert names(folder) == [f"step-{s:08d}" for s in sorted(good(folder))], f"call {at}: debris is left"
         assert good(folder)[0] == 40 and len(good(folder)) == 2
+    print(f"faults injected: {at + 1} deaths {'after' if after else 'before'} a call of a save")
     assert outcomes == {20, step}
 
 
@@ -122,6 +123,7 @@ def test_an_error_at_every_call(tmp_path: Path, number: int, lasting: bool) -> N
             assert not list(folder.glob(".tmp-*")), f"call {at}: {names(folder)}"
         save(folder, 40, of(40), keep=2)
         assert names(folder) == [f"step-{s:08d}" for s in sorted(good(folder))], f"call {at}: debris is left"
+    print(f"faults injected: {at + 1} x {errno.errorcode[number]}{', lasting' if lasting else ''}")
     assert outcomes == {"saved", "refused"}
 
 

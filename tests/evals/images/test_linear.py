@@ -3,12 +3,14 @@
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from torch.nn import functional as F
 
 from nolabel.backbones import backbone
 from nolabel.data.images import scan_labelled
@@ -18,6 +20,7 @@ from nolabel.evals.images.augmented import augmented_batches, train_view
 from nolabel.evals.images.linear import LRS, LinearConfig, _plan, columns, evaluate_linear
 from nolabel.evals.images.lowshot import LowshotConfig, evaluate_lowshot
 from nolabel.evals.images.probes import Plan
+from nolabel.evals.images.sweep import Probe, Samples, sweep
 from nolabel.evals.protocol import format_result
 from nolabel.evals.protocols import PROTOCOLS
 from nolabel.evals.shared.cache import features
@@ -176,7 +179,7 @@ def test_the_warmup() -> None:
 
 
 def test_the_defaults_are_twenty_settings_for_a_vit() -> None:
-    assert all(len(lrs) == 10 and list(lrs) == sorted(lrs) for lrs in LRS.values())
+    assert len(LRS) == 10 and list(LRS) == sorted(LRS)
     assert len(LinearConfig().blocks) == 2
 
 
@@ -201,8 +204,26 @@ def test_what_cannot_be_measured(loaded: Loaded, splits_folder: Path) -> None:
 
 
 def test_the_end_of_the_sweep_is_pointed_out(loaded: Loaded, splits_folder: Path) -> None:
-    result = evaluate_linear(loaded, splits_folder, LinearConfig(lrs=(1e-9, 0.1), epochs=10, floor=False))
-    assert "the best learning rate, 0.1, is the highest of the sweep" in result["notes"][0]
+    """Of the floors, too: one that is too low flatters the network."""
+    result = evaluate_linear(loaded, splits_folder, LinearConfig(lrs=(1e-9, 0.1), epochs=10))
+    assert "the network: the best learning rate, 0.1, is the highest of the sweep" in result["notes"][0]
+    assert result["notes"][1].startswith("raw pixels: the best learning rate")
+
+
+def test_the_default_sweep_holds_the_best_of_an_untrained_network() -> None:
+    """Its features hardly differ, here by a thousandth: the rates of trained networks do nothing to them."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    x = 1 + 0.001 * torch.randn(300, 8, generator=rng) + 0.002 * F.one_hot(labels, 8)
+    ids = tuple(f"{i:03}" for i in range(300))
+    train, test = (
+        Samples({Layout(): x[rows]}, labels[rows], ids[rows.start : rows.stop])
+        for rows in (slice(0, 200), slice(200, 300))
+    )
+    best = sweep(Probe(train, None, test, 3), (Layout(),), LRS, partial(_plan, LinearConfig()))
+    tops = [t["top1"] for t in best.tried]
+    assert max(tops[:6]) < 50 < best.top1
+    assert best.lr not in (LRS[0], LRS[-1])
 
 
 def test_cifar10(loaded: Loaded, data_packs: Path, tmp_path: Path) -> None:

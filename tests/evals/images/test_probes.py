@@ -118,6 +118,15 @@ def test_settings_do_not_touch_each_other(head: Head) -> None:
         assert math.isnan(scores[1]) or scores[1] < 100
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_bfloat16_is_for_the_products_alone(head: Head) -> None:
+    exact, rough = trained(head, [0.1, 2.0]), trained(head, [0.1, 2.0], bf16=True)
+    moved = (exact.weight - Heads(head, 2, 3, 8).weight).abs().amax((1, 2))
+    apart = (rough.weight - exact.weight).abs().amax((1, 2))
+    assert rough.weight.dtype == torch.float32
+    assert (apart > 0).all() and (apart < 0.05 * moved).all()
+
+
 def test_layouts_do_not_touch_each_other() -> None:
     x, labels = blobs(60, 1)
     plan = Plan("plain", 20, 5, 12)

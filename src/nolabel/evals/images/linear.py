@@ -29,12 +29,9 @@ from nolabel.evals.shared.tables import Tables, check_tables, describe_data, pic
 from nolabel.schedules import fit_warmup
 from nolabel.weights import Loaded
 
-VERSION = 1
-LRS: dict[str, tuple[float, ...]] = {
-    "plain": (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
-    "batchnorm": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
-    "layernorm_l2": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
-}
+VERSION = 2
+LRS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 50.0, 200.0, 1000.0)
+"""Trained networks are best in the middle, untrained ones, whose features hardly differ, near the upper end."""
 PAPER: dict[str, tuple[int, int, int]] = {  # epochs, batch, epochs of warm-up
     "plain": (100, 1024, 0),  # Caron et al. 2021
     "batchnorm": (90, 16384, 10),  # He et al. 2022
@@ -50,7 +47,7 @@ class LinearConfig(EvalConfig):
     """plain: Linear (DINO); batchnorm: BatchNorm without affine, Linear, LARS (MAE); layernorm_l2: LayerNorm, unit
     length, Linear, on features before the final norm (MSN)."""
     lrs: tuple[float, ...] = ()
-    """Learning rates for 256 images a step; empty: ten that suit the head."""
+    """Learning rates for 256 images a step; empty: ten from 0.001 to 1000."""
     blocks: tuple[int, ...] = (1, 4)
     """Numbers of last blocks whose class tokens are joined; other networks than plain ViTs have one."""
     mean_patches: Literal["no", "yes", "both"] = "no"
@@ -82,20 +79,21 @@ def evaluate_linear(
     folder = cache_folder(loaded, config)
     layouts, notes = _layouts(loaded.backbone, config)
     probe, tables = _probe(loaded, parts, layouts, config, folder)
-    plan, lrs = partial(_plan, config), config.lrs or LRS[config.head]
+    plan, lrs = partial(_plan, config), config.lrs or LRS
     _announce(plan(len(tables.train.ids)), len(layouts) * len(lrs))
     best = sweep(probe, tuple(layouts), lrs, plan)
     learned = time.perf_counter()
     floor = _floor(loaded, parts, config, layouts, folder) if config.floor else {}
+    metrics = _metrics(best)
     result = {
         "protocol": "linear",
         "version": VERSION,
-        "metrics": _metrics(best) | {"sweep": best.tried},
+        "metrics": metrics | {"sweep": best.tried},
         "floor": floor,
         "settings": describe_weights(loaded, config) | _describe(config, layouts, lrs, plan(len(tables.train.ids))),
         "data": describe_data(data, parts, tables),
         "seed": config.seed,
-        "notes": notes + _notes(best, lrs),
+        "notes": notes + _notes({"the network": metrics, **floor}, lrs),
     }
     if out is not None:
         seconds = {"weights": learned - start, "floor": time.perf_counter() - learned}
@@ -161,7 +159,8 @@ def _plan(config: LinearConfig, num_images: int) -> Plan:
         most = max(12_500 // per_epoch, 1)
         steps = min(max(100, math.ceil(1000 / per_epoch)), most) * per_epoch
     warmup_steps = round(fit_warmup(warmup, steps / per_epoch) * per_epoch)
-    return Plan(config.head, steps, per_epoch, batch_size, warmup_steps, paper and config.head == "plain", config.seed)
+    by_epoch, bf16 = paper and config.head == "plain", config.precision == "bf16"
+    return Plan(config.head, steps, per_epoch, batch_size, warmup_steps, by_epoch, config.seed, bf16)
 
 
 def _announce(plan: Plan, num_settings: int) -> None:
@@ -214,7 +213,7 @@ def _floor(
     loaded: Loaded, parts: Roles, config: LinearConfig, layouts: Mapping[Layout, list[Piece]], folder: Path | None
 ) -> dict[str, Any]:
     """The same sweep on raw pixels and on the same network with random weights."""
-    lrs, plan = config.lrs or LRS[config.head], partial(_plan, config)
+    lrs, plan = config.lrs or LRS, partial(_plan, config)
     tables = [part and raw_pixels(part, workers=config.workers) for part in parts[:3]]
     assert tables[0] is not None
     mean = tables[0].features.mean(0)
@@ -260,12 +259,14 @@ def _describe(
     }
 
 
-def _notes(best: Best, lrs: Sequence[float]) -> list[str]:
-    """The best rate at an end of the sweep may not be the best there is."""
-    if len(lrs) > 1 and best.lr in (min(lrs), max(lrs)):
-        end = "lowest" if best.lr == min(lrs) else "highest"
-        return [f"the best learning rate, {best.lr:g}, is the {end} of the sweep: try --lrs beyond it"]
-    return []
+def _notes(found: Mapping[str, Mapping[str, Any]], lrs: Sequence[float]) -> list[str]:
+    """The best rate at an end of the sweep may not be the best there is, for the network and for its floors."""
+    ends = {min(lrs): "lowest", max(lrs): "highest"} if len(lrs) > 1 else {}
+    at_ends = {name.replace("_", " "): values["lr"] for name, values in found.items() if values["lr"] in ends}
+    return [
+        f"{name}: the best learning rate, {lr:g}, is the {ends[lr]} of the sweep: try --lrs beyond it"
+        for name, lr in at_ends.items()
+    ]
 
 
 def _save_head(best: Best, classes: Sequence[str], path: Path) -> None:

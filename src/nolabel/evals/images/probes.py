@@ -33,6 +33,8 @@ class Plan(NamedTuple):
     by_epoch: bool = False
     """The cosine moves once an epoch (DINO), not at every step."""
     seed: int = 0
+    bf16: bool = False
+    """Products of matrices in bfloat16; weights, momentum and softmax stay in fp32."""
 
 
 class Score(NamedTuple):
@@ -93,11 +95,14 @@ def train_heads(
     """
     parameters = [p for heads in groups.values() for p in heads.parameters()]
     buffers = [torch.zeros_like(p) for p in parameters]
-    rates = torch.tensor(lrs, device=parameters[0].device) * (plan.batch_size / 256)
+    device = parameters[0].device
+    rates = torch.tensor(lrs, device=device) * (plan.batch_size / 256)
     for heads in groups.values():
         heads.train()
     for step, (features, labels) in enumerate(batches):
-        loss = torch.stack([_loss(heads(features[layout]), labels) for layout, heads in groups.items()]).sum()
+        with torch.autocast(device.type, torch.bfloat16, enabled=plan.bf16):
+            logits = [heads(features[layout]) for layout, heads in groups.items()]
+        loss = torch.stack([_loss(x.float(), labels) for x in logits]).sum()
         grads = torch.autograd.grad(loss, parameters)
         factor = _schedule(plan, step)
         for p, grad, buffer in zip(parameters, grads, buffers, strict=True):

@@ -1,8 +1,10 @@
 """`--augment auto`: what is decided from which times, and that a run keeps it."""
 
 import importlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +14,9 @@ import nolabel
 from nolabel import placement
 from nolabel.config import resolve
 from nolabel.data.images import scan
-from nolabel.data.loader import Stream
+from nolabel.data.loader import Batch, Stream
 from nolabel.job import recipe_config
-from nolabel.placement import Times, choose, measure
+from nolabel.placement import Times, choose, measure, place
 from nolabel.views import View
 
 
@@ -32,12 +34,49 @@ def test_the_device_has_to_be_faster_than_all_workers(times: Times, workers: int
     assert choose(times, workers) == expected
 
 
-def test_what_is_measured(pictures: Path) -> None:
+CPU = torch.device("cpu")
+
+
+def test_real_views_take_time(pictures: Path) -> None:
     views = (View(32, (0.4, 1)), View(16, (0.1, 0.4)))
     stream = Stream(scan(pictures, "train"), views, seed=0, batch_size=20)
-    one = measure(stream, torch.device("cpu"), (0, 0, 0), (1, 1, 1))
-    many = measure(stream._replace(views=views * 30), torch.device("cpu"), (0, 0, 0), (1, 1, 1))
+    one = measure(stream, CPU, (0, 0, 0), (1, 1, 1))
+    many = measure(stream._replace(views=views * 30), CPU, (0, 0, 0), (1, 1, 1))
     assert 0 < 3 * one.cut < many.cut and 0 < 3 * one.render < many.render
+
+
+@pytest.mark.parametrize(("batch_size", "processes", "asked"), [(100, 1, 32), (20, 1, 20), (100, 2, 64)])
+def test_the_second_batch_is_measured(
+    batch_size: int, processes: int, asked: int, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock of its own: 3 ms to draw and cut an image, 0.5 of it to draw; 0.2 s and the wait for the device."""
+    now, sizes, rendering = [0.0], [], [9.0, 0.2]
+
+    def batches(stream: Stream, steps: range, _: int) -> Iterator[Batch]:
+        sizes.append(stream.batch_size)
+        for step in steps:
+            yield Batch([], [], (), object(), 0.0, ((70.0, 0.5) if stream.whole else (90.0, 3.0))[step])  # type: ignore[arg-type]
+
+    def pass_by(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(placement, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(placement, "batches", batches)
+    monkeypatch.setattr(placement, "render", lambda *_: pass_by(rendering.pop(0)))
+    monkeypatch.setattr(placement, "_wait", lambda _: pass_by(0.12))
+    monkeypatch.setattr(placement.distributed, "world_size", lambda: processes)
+    stream = Stream(scan(pictures, "train"), (View(8, (0.4, 1)),), seed=0, batch_size=batch_size)
+    found = measure(stream, CPU, (0, 0, 0), (1, 1, 1))
+    assert found == pytest.approx((2.5, 320 / (asked / processes))) and sizes == [asked, asked]
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_the_first_process_decides_for_all(main: bool, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`any_process`, without others, gives what this process says: another than the first says nothing."""
+    stream = Stream(scan(pictures, "train"), (View(8, (0.4, 1)),), seed=0, batch_size=20)
+    monkeypatch.setattr(placement, "measure", lambda *_: Times(2, 1))
+    monkeypatch.setattr(placement.distributed, "is_main", lambda: main)
+    assert place(stream, CPU, 1, (0, 0, 0), (1, 1, 1)) == ("device" if main else "cpu")
 
 
 @pytest.mark.parametrize(("times", "expected"), [(Times(2, 1), "device"), (Times(1, 2), "cpu")])

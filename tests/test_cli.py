@@ -180,6 +180,13 @@ def test_other_precisions_and_recomputation(
     assert all(r["loss"] == pytest.approx(4.16, abs=0.3) for r in run.metrics() if "loss" in r)  # ln 64
 
 
+@pytest.mark.parametrize("command", ["train", "eval", "show"])
+def test_help_before_the_name_says_which_names_there_are(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(command, "--help") == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"nolabel {command} ") and "--help" in printed.out and printed.err == ""
+
+
 def wrong(name: str, *arguments: str, code: int, says: tuple[str, ...]) -> Any:
     return pytest.param(arguments, code, says, id=name)
 
@@ -250,6 +257,8 @@ BASE = ("train", "dino-small", "{data}", "--out", "{new}", "--steps", "1", "--ba
         wrong("no classes", "eval", "knn", "random:resnet18", "{flat}", code=65, says=("class",)),
         wrong("list", "list", "recipe", code=2, says=("recipes",)),
         wrong("show", "show", "attentoin", code=2, says=("attention",)),
+        wrong("show first", "show", "--size", "64", "pca", "{data}", code=2, says=("attention|pca|matches",)),
+        wrong("protocol first", "eval", "--seed", "1", "knn", "{data}", code=2, says=("--seed", "knn|linear")),
         wrong(
             "show nothing",
             "show",

@@ -29,7 +29,7 @@ LAYERS = (
     ("methods", "evals", "plots", "report"),
     ("job", "journal", "liveness", "monitor", "saving", "stability", "train", "estimate"),
     ("api", "tour"),
-    ("cli", "commands", "embed", "pack"),
+    ("cli", "commands", "embed", "pack", "show"),
     ("__init__", "__main__"),
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}

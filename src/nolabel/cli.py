@@ -69,14 +69,12 @@ def _run(args: list[str]) -> None:
 def _check_names(args: list[str]) -> None:
     """Answer a wrong recipe, protocol or picture before torch is imported."""
     name = args[1] if len(args) > 1 else ""
-    if name.startswith("-") or (len(args) == 1 and args[0] in ("check", "report", "resume", "demo")):
-        return
-    if args[0] == "train":
+    if args[0] == "train" and not name.startswith("-"):
         if not name:
             raise UsageError("nolabel train RECIPE DATA --out RUN: RECIPE is missing; see `nolabel list recipes`.")
         find(name)
     choices = {"eval": tuple(PROTOCOLS), "show": ("attention", "pca", "matches")}.get(args[0])
-    if choices and name not in choices:
+    if choices and name not in (*choices, "-h", "--help"):
         given = f"There is no `nolabel {args[0]} {name}`.{nearest(name, choices)} " if name else ""
         raise UsageError(f"{given}Choose one of: nolabel {args[0]} {'|'.join(choices)} ...")
 

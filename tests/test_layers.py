@@ -27,7 +27,7 @@ LAYERS = (
     ("data",),  # above views: its loader cuts the crops in its workers
     ("config", "backbones", "heads", "losses", "matching", "placement", "run", "shuffle", "weights"),
     ("methods", "evals", "plots", "report"),
-    ("job", "journal", "liveness", "monitor", "saving", "stability", "train", "estimate"),
+    ("job", "journal", "liveness", "monitor", "saving", "stability", "trackers", "train", "estimate"),
     ("api", "tour"),
     ("cli", "commands", "embed", "pack", "show"),
     ("__init__", "__main__"),

@@ -45,6 +45,7 @@ from nolabel.progress import progress
 from nolabel.schedules import Clock
 from nolabel.signals import Stopped, caught
 from nolabel.stability import Unstable, enough_memory, verdict
+from nolabel.trackers import check_tracker, tracked
 from nolabel.views import normalize, render
 from nolabel.views.draw import generator
 
@@ -55,6 +56,7 @@ CHECKPOINT_SECONDS = 600
 def train(config: TrainConfig[Any], overwrite: bool = False) -> run.Run:
     """Train from step 0 into the new run folder `config.out`. Blocks; returns the finished run."""
     config = local_paths(config)
+    check_tracker(config.tracker)
     device, out = find_device(config.device), Path(config.out)
     with distributed.process_group(device):
         images = scan(config.data, config.subfolder)
@@ -85,6 +87,7 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
     before = local_paths(config_from(OLD_DEFAULTS | read_yaml(where) | {"out": path}, str(where)))
     config = local_paths(update(before, dict(changed or {})))
     lines = check_changes(before, config, allow_change)
+    check_tracker(config.tracker)
     device = find_device(config.device)
     with distributed.process_group(device):
         # A micro-batch that is asked for now is kept, also where it is that of before.
@@ -118,14 +121,15 @@ def replay(path: str | Path) -> Record:
 
 def _to_the_end(job: Job, first_step: int, window: list[Record]) -> None:
     """The loop, once more from the last checkpoint where `stability.verdict` asks for it."""
-    while True:
-        try:
-            return loop(job, first_step, window)
-        except Unstable as error:
-            if verdict(job.bad_steps, error.step, job.rollbacks) != "roll back" or not saving.has_checkpoint(job):
-                saving.capture(job, error.step)
-                raise
-            job, first_step, window = saving.roll_back(job, error)
+    with tracked(job.config.tracker, job.out):
+        while True:
+            try:
+                return loop(job, first_step, window)
+            except Unstable as error:
+                if verdict(job.bad_steps, error.step, job.rollbacks) != "roll back" or not saving.has_checkpoint(job):
+                    saving.capture(job, error.step)
+                    raise
+                job, first_step, window = saving.roll_back(job, error)
 
 
 def loop(job: Job, first_step: int, window: list[Record]) -> None:

@@ -76,3 +76,5 @@ class TrainConfig(Generic[M]):
     """Newest checkpoints that are kept; two at least."""
     stop_on_collapse: bool = False
     """End the run with exit code 70 when the health monitor gives an alarm; it always warns."""
+    tracker: Literal["none", "tensorboard"] = "none"
+    """Copy the metrics into RUN/tensorboard as they come (extra tensorboard); if that fails, training goes on."""

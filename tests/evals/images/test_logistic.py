@@ -37,7 +37,24 @@ def test_the_promised_accuracy(strength: float) -> None:
     rough, exact = (fit(x, labels, 4, [strength], tolerance)[0] for tolerance in (1e-3, 1e-12))
     assert rough.gap <= 1e-3
     assert objective(exact.weight) <= objective(rough.weight) <= objective(exact.weight) * (1 + rough.gap)
-    assert rough.iterations <= exact.iterations
+    assert rough.products <= exact.products
+
+
+def test_separable_images_and_a_strength_near_zero() -> None:
+    """The hardest case of a sweep: the weights grow until nearly all images are told for certain."""
+    x, labels = data(400, 64)
+    found = fit(x, labels, 4, [2.5e-4])[0]
+    p = (x @ found.weight.T).softmax(1)
+    assert p[torch.arange(400), labels].median() > 0.99
+    assert found.gap <= 1e-9
+    assert found.products < 2000
+    gradient = (p - torch.nn.functional.one_hot(labels, 4)).T @ x + 2.5e-4 * found.weight
+    assert gradient.norm() < 1e-4 * found.weight.norm()
+
+
+def test_it_stops_where_it_is_told() -> None:
+    found = fit(*data(400, 64), 4, [2.5e-4], max_products=20)[0]
+    assert found.gap > 1e-9 and found.products <= 22
 
 
 def test_the_strength_is_for_the_sum_over_images() -> None:

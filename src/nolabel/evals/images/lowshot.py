@@ -25,7 +25,7 @@ from nolabel.evals.shared.results import write_result
 from nolabel.evals.shared.tables import Tables, describe_data, make_tables, roles_with_test, tenth
 from nolabel.weights import Loaded
 
-VERSION = 1
+VERSION = 2
 PREPROCESS: dict[str, Callable[[Tensor], Tensor]] = {"center": center_rows, "unit": unit_rows, "none": lambda x: x}
 
 

@@ -1,8 +1,11 @@
 """Views cut on the device from whole images against `apply`, with the same parameters; in levels of 255."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nolabel.data import demo
 from nolabel.views import Drawn, Sources, View, apply, draw, render, table
@@ -64,3 +67,40 @@ def test_both_placements_make_the_same_views(only: str, size: int, interpolation
 def test_the_table_holds_everything_that_was_drawn() -> None:
     drawn = Drawn((3, 5, 40, 50), True, (("hue", 0.25), ("contrast", 1.5)), False, 0.5, True)
     assert table([drawn]).tolist() == [[3, 5, 40, 50, 4, 2, 0, 0, 0.25, 1.5, 0, 0, 1, 0, 0.5, 1]]
+
+
+class Sent(TorchDispatchMode):
+    """Counts the operations, and the bytes that go to a device without memory."""
+
+    operations = bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.operations += 1
+        if func is torch.ops.aten._to_copy.default and out.device.type == "meta" and args[0].device.type == "cpu":
+            self.bytes += args[0].nbytes
+        return out
+
+
+def sent(views: list[View]) -> Sent:
+    drawn = [[draw(view, (0, 0, i, v), *size) for v, view in enumerate(views)] for i, size in enumerate(SIZES)]
+    with Sent() as counted:
+        render(sources(drawn), views, torch.device("meta"), (0, 0, 0), (1, 1, 1))
+    return counted
+
+
+def test_little_but_the_images_is_sent_and_views_of_one_size_are_made_together() -> None:
+    view = View(96, (0.05, 0.4), jitter_p=1.0, blur=1.0)
+    one, many = sent([view]), sent([view] * 12)
+    images = sum(image.nbytes for image in IMAGES)
+    assert images < one.bytes < many.bytes < 1.3 * images  # 12 parameters a view, the taps of its blur, no filters
+    assert many.operations < 1.5 * one.operations
+
+
+def test_views_of_two_sizes_and_two_filters_keep_their_order() -> None:
+    views = [View(24, (0.3, 1)), View(16, (0.3, 1)), View(24, (0.3, 1), interpolation="bilinear"), View(24, (0.3, 1))]
+    drawn = [[part(draw(v, (0, 0, i, k), *size), "crop") for k, v in enumerate(views)] for i, size in enumerate(SIZES)]
+    found = render(sources(drawn), views, torch.device("cpu"), (0, 0, 0), (1, 1, 1))
+    for k, view in enumerate(views):
+        for image, made, of_image in zip(IMAGES, found[k], drawn, strict=True):
+            assert ((made * 255).round() - apply(image, view, of_image[k]).float()).abs().mean() <= 0.1

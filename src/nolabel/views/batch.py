@@ -53,6 +53,9 @@ def render(
     """
     pixels = sources.pixels.to(device, non_blocking=True)
     ends = sources.shapes.prod(1).mul(3).cumsum(0).tolist()
+    together: dict[tuple[int, str], list[int]] = {}  # views of one size are made as one: a few times fewer kernels
+    for v, view in enumerate(views):
+        together.setdefault((view.size, view.interpolation), []).append(v)
     found: list[list[Tensor]] = [[] for _ in views]
     at_once = max(1, _PIXELS // int(sources.shapes.amax(0).prod()))
     for at in range(0, len(ends), at_once):
@@ -62,39 +65,55 @@ def render(
         images = torch.zeros(len(shapes), 3, height, width, device=device)
         for image, (h, w), end in zip(images, shapes, ends[some], strict=True):
             image[:, :h, :w] = pixels[end - 3 * h * w : end].view(h, w, 3).permute(2, 0, 1)
-        for v, view in enumerate(views):
-            found[v].append(_photometric(crop(images, drawn[:, v, _BOX], view), drawn[:, v]))
+        for group in together.values():
+            crops = crop(images, drawn[:, group, _BOX], views[group[0]])
+            made = _photometric(crops.flatten(0, 1), drawn[:, group].flatten(0, 1)).view_as(crops)
+            for k, v in enumerate(group):
+                found[v].append(made[:, k])
     return [normalize(torch.cat(parts), mean, std) for parts in found]
 
 
 def crop(images: Tensor, boxes: Tensor, view: View) -> Tensor:
-    """The boxes (B, 4) of `images` (B, 3, H, W) resized with antialiasing, in whole levels: (B, 3, size, size).
+    """The boxes (B, V, 4) of `images` (B, 3, H, W) resized with antialiasing, in whole levels: (B, V, 3, size, size).
 
     Along the rows, then down the columns, each a matrix product with the weights of the filter, rounded as 8 bits are.
     """
-    batch, _, height, width = images.shape
+    (batch, num_views, _), (height, width) = boxes.shape, images.shape[2:]
     down, along = (
-        _weights(boxes[:, i], boxes[:, 2 + i], length, view).to(images.device, non_blocking=True)
+        _weights(boxes[..., i].flatten(), boxes[..., 2 + i].flatten(), length, view, images.device)
         for i, length in enumerate((height, width))
     )
-    rows = torch.bmm(images.reshape(batch, 3 * height, width), along.transpose(1, 2)).round_().clamp_(0, 255)
-    columns = torch.matmul(down[:, None], rows.view(batch, 3, height, view.size))
-    return columns.round_().clamp_(0, 255)
+    along = along.view(batch, num_views * view.size, width).transpose(1, 2)
+    rows = torch.bmm(images.view(batch, 3 * height, width), along).round_().clamp_(0, 255)
+    rows = rows.view(batch, 3, height, num_views, view.size).permute(0, 3, 2, 1, 4).reshape(-1, height, 3 * view.size)
+    columns = torch.bmm(down, rows).view(batch, num_views, view.size, 3, view.size)
+    return columns.permute(0, 1, 3, 2, 4).contiguous().round_().clamp_(0, 255)
 
 
-def _weights(start: Tensor, length: Tensor, total: int, view: View) -> Tensor:
-    """(B, size, total): the share of each of `total` pixels in each output pixel; Pillow's filters, a = -1/2."""
-    scale = (length / view.size).double()[:, None, None]
-    center = start[:, None, None] + scale * (torch.arange(view.size)[None, :, None] + 0.5)
-    place = torch.arange(total)[None, None, :]
-    x = ((place + 0.5 - center) / scale.clamp(min=1)).abs()
+def _weights(start: Tensor, length: Tensor, total: int, view: View, device: torch.device) -> Tensor:
+    """(B, size, total): the share of each of `total` pixels in each output pixel; Pillow's filters, a = -1/2.
+
+    Made on the device, and only near their output pixel: sent from the host they would be many times the images.
+    """
+    reach = 1 if view.interpolation == "bilinear" else 2
+    num_taps = int(2 * reach * max(1.0, float(length.max()) / view.size)) + 1
+    place_for = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+    start, length = (x.to(place_for)[:, None, None] for x in (start, length))
+    scale = (length / view.size).double()
+    wide = scale.clamp(min=1)
+    center = start + scale * (torch.arange(view.size, device=place_for)[None, :, None] + 0.5)
+    place = (center - 0.5 - reach * wide).ceil() + torch.arange(num_taps, device=place_for)
+    x = ((place + 0.5 - center) / wide).abs()
     if view.interpolation == "bilinear":
         weights = (1 - x).clamp(min=0)
     else:
         near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
         weights = torch.where(x < 1, near, torch.where(x < 2, far, 0))
-    weights = weights * ((place >= start[:, None, None]) & (place < (start + length)[:, None, None]))
-    return (weights / weights.sum(2, keepdim=True)).float()
+    weights = weights * ((place >= start) & (place < start + length))
+    weights = weights / weights.sum(2, keepdim=True)
+    found = torch.zeros(len(start), view.size, total, device=place_for)
+    # Places beyond the image weigh nothing: they are added where one more zero does not matter.
+    return found.scatter_add_(2, place.clamp(0, total - 1).long(), weights.float()).to(device)
 
 
 def _photometric(x: Tensor, drawn: Tensor) -> Tensor:

@@ -59,6 +59,7 @@ ROWS = {
     ),
     "video": Row("video", "dense/davis16_val8.zip", "--max-frames 6", "--short-side 240", "--short-side 480 --stage 3"),
     "attention": Row("attention", "dense/camvid.zip", "--max-images 100"),
+    "attention-coco": Row("attention", "dense/coco256.zip"),
     "segmentation": Row("segmentation", "dense/camvid.zip", "", "--short-side 120", "--short-side 240"),
     "fcn": Row("segmentation", "dense/camvid.zip", "--ways finetune --short-side 64 --steps 30", large=None),
 }

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from nolabel.backbones import backbone
 from nolabel.data import demo
+from nolabel.data.decode import decode
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.objects import detectors
 from nolabel.evals.objects.average_precision import Found, average_precision, decode_outline, encode_mask
@@ -41,6 +43,8 @@ from nolabel.evals.objects.detection import (
     make_task,
 )
 from nolabel.evals.objects.detectors import Sizes, detector
+from nolabel.evals.objects.sheet import BEST, write_sheet
+from nolabel.evals.objects.sheet import SIZE as SHEET_SIZE
 from nolabel.evals.protocol import format_result
 from nolabel.evals.protocols import PROTOCOLS
 from nolabel.weights import Loaded
@@ -173,6 +177,24 @@ def test_ap_by_hand() -> None:
     assert (score["ap"], score["ap50"], score["ap75"]) == (25.0, 50.0, 0.0)
     score = average_precision(truth, [answers([near], [0], [0.5])], [(60, 60)], 2)
     assert average_precision(truth, [answers([near], [1], [0.5])], [(60, 60)], 2)["ap"] == 0.0 < score["ap"]
+
+
+def test_the_numbers_of_pycocotools() -> None:
+    """Random objects, crowds among them, and answers near them; the numbers are those of pycocotools 2.0.11."""
+    rng = np.random.default_rng(0)
+    truth, found = [], []
+    for _ in range(30):
+        count = int(rng.integers(1, 9))
+        boxes = rng.uniform([0, 0, 65, 65], [60, 60, 125, 125], (count, 4))
+        labels, ignored = rng.integers(0, 4, count), rng.random(count) < 0.15
+        near = np.concatenate([np.repeat(boxes, 2, 0) + rng.normal(0, 3, (2 * count, 4)), rng.uniform(0, 60, (3, 4))])
+        near[-3:, 2:] += 62
+        guesses = np.concatenate([np.repeat(labels, 2), rng.integers(0, 4, 3)])
+        guesses = np.where(rng.random(len(guesses)) < 0.2, rng.integers(0, 4, len(guesses)), guesses)
+        truth.append(objects(boxes.tolist(), labels.tolist(), ignored.tolist()))
+        found.append(answers(near.tolist(), guesses.tolist(), rng.random(len(guesses)).round(3).tolist()))
+    score = average_precision(truth, found, [(130, 130)] * 30, 4)
+    assert [score[key] for key in ("ap", "ap50", "ap75")] == pytest.approx([35.2743, 53.9702, 41.6309], abs=1e-3)
 
 
 def test_half_of_the_objects_found() -> None:
@@ -389,6 +411,46 @@ def test_shares(coco: Path, tmp_path: Path) -> None:
     assert {a["image_id"] for a in content["annotations"]} == {image["id"] for image in content["images"]}
 
 
+@pytest.mark.usefixtures("narrow")
+def test_the_share_that_was_used_is_written(net: Loaded, tmp_path: Path) -> None:
+    """The same for every seed of the training; another --split-seed is another share."""
+    for layout, name in (("COCO", "instances_train2017_0.5.json"), ("YOLO", "train_0.5.txt")):
+        (tmp_path / layout).mkdir()
+        WRITERS[layout](tmp_path / layout)
+        texts = []
+        for seed, split_seed in ((0, 0), (7, 0), (0, 1)):
+            out = tmp_path / f"{layout}-{seed}-{split_seed}.json"
+            config = replace(SMALL, steps=1, fraction=0.5, seed=seed, split_seed=split_seed)
+            result = evaluate_detection(net, tmp_path / layout, config, out)
+            assert result["settings"]["split_seed"] == split_seed
+            assert result["data"]["splits"]["train"]["images"] == 3
+            texts.append((out.with_suffix("") / name).read_text())
+        assert texts[0] == texts[1] != texts[2]
+        if layout == "COCO":
+            write_share(tmp_path / layout / "annotations" / "instances_train2017.json", tmp_path / "x", 0.5, seed=1)
+            assert texts[2] == (tmp_path / "x").read_text()
+        else:
+            assert texts[2].split() == [f"images/train/{i:03d}.png" for i in draw_share(6, 0.5, 1)]
+
+
+def test_the_picture_of_what_is_found(coco: Path, tmp_path: Path) -> None:
+    """Truth to the left, answers to the right; boxes after the ten most certain are not drawn."""
+    boxed = scan_boxed(coco)
+    examples = boxed.splits["val"]
+    far = [[2.0 * i, 2.0 * i, 2.0 * i + 9, 2.0 * i + 9] for i in range(BEST + 2)]
+    few, many = ([answers(far[:n], [1] * n, [1 - i / 20 for i in range(n)])] * len(examples) for n in (BEST, BEST + 2))
+    sheets = []
+    for found in (few, many, [answers([], [], [])] * len(examples)):
+        write_sheet(tmp_path / "found.png", boxed, examples, found)
+        sheets.append(decode((tmp_path / "found.png").read_bytes()))
+    middle = sheets[0].shape[2] // 2
+    assert sheets[0].shape == (3, 4 * (SHEET_SIZE + 4), 2 * (SHEET_SIZE + 4))
+    assert torch.equal(sheets[0], sheets[1])
+    assert torch.equal(sheets[0][..., :middle], sheets[2][..., :middle])
+    assert not torch.equal(sheets[2][..., :middle], sheets[2][..., middle:])
+    assert not torch.equal(sheets[0][..., middle:], sheets[2][..., middle:])
+
+
 def test_the_papers_schedules(loaded: Loaded) -> None:
     """methods.md, C5.1 and C5.2."""
     paper = DetectionConfig(schedule="paper")
@@ -515,6 +577,7 @@ def test_the_result(layout: str, kind: str, net: Loaded, tmp_path: Path) -> None
     result = evaluate_detection(net, tmp_path / "world", config, outs[0])
     evaluate_detection(net, tmp_path / "world", config, outs[1])
     assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert [path.name for path in (tmp_path / "a" / "detection").iterdir()] == ["found.png"]
     assert str(tmp_path) not in outs[0].read_text()
     assert list(result) == ["protocol", "version", "metrics", "floor", "settings", "data", "seed", "notes"]
     assert result["settings"]["detector"] == kind

@@ -112,16 +112,32 @@ def load_coco(text: str, name: str) -> dict[str, Any]:
 def write_share(source: Path, target: Path, fraction: float, seed: int) -> int:
     """Write a COCO file with a share of the images of another, and say how many: such as a tenth of COCO.
 
-    Drawn from the seed as `--fraction` draws them, images in the order of their ids.
+    Drawn as `--fraction` and `--split-seed` draw them, images in the order of their ids. No image is needed.
     """
     content = load_coco(source.read_text(encoding="utf-8"), source.name)
+    rows = draw_share(len(content["images"]), fraction, seed)
+    target.write_text(_share_of(content, rows), encoding="utf-8")
+    return len(rows)
+
+
+def split_file(boxed: Boxed, rows: Sequence[int], fraction: float) -> tuple[str, str]:
+    """These images of train for other tools, as the name and the text of a file.
+
+    Of COCO's layout a COCO file, named as in the protocol (`instances_train2017_0.1.json`); else the images' names.
+    """
+    if boxed.layout != "COCO":
+        return f"train_{fraction:g}.txt", "".join(f"{boxed.splits['train'][row].picture}\n" for row in rows)
+    name, _ = _coco_files(boxed.tree)["train"]
+    stem = posixpath.splitext(posixpath.basename(name))[0]
+    return f"{stem}_{fraction:g}.json", _share_of(load_coco(text_of(boxed.tree, name), name), rows)
+
+
+def _share_of(content: Mapping[str, Any], rows: Sequence[int]) -> str:
     images = sorted(content["images"], key=lambda image: int(image["id"]))
-    chosen = [images[i] for i in draw_share(len(images), fraction, seed)]
+    chosen = [images[row] for row in rows]
     ids = {image["id"] for image in chosen}
     kept = [one for one in content["annotations"] if one["image_id"] in ids]
-    text = json.dumps(content | {"images": chosen, "annotations": kept})
-    target.write_text(text, encoding="utf-8")
-    return len(chosen)
+    return json.dumps({**content, "images": chosen, "annotations": kept})
 
 
 def draw_share(count: int, fraction: float, seed: int) -> list[int]:

@@ -10,16 +10,18 @@ from typing import Any, Literal
 
 import torch
 
-from nolabel.errors import DataError, UsageError
+from nolabel.errors import DataError, StorageError, UsageError
 from nolabel.evals.objects.average_precision import average_precision, check_library
-from nolabel.evals.objects.box_layouts import draw_share, scan_boxed
+from nolabel.evals.objects.box_layouts import draw_share, scan_boxed, split_file
 from nolabel.evals.objects.boxes import Boxed, all_outlined
 from nolabel.evals.objects.detecting import Schedule, Task, detect, train_detector
 from nolabel.evals.objects.detectors import Kind, Sizes, check_resnet
+from nolabel.evals.objects.sheet import write_sheet
 from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
 from nolabel.evals.shared.results import data_name, write_result
 from nolabel.evals.shared.trees import tree_fingerprint
 from nolabel.progress import progress
+from nolabel.run import write_text
 from nolabel.weights import Loaded
 
 VERSION = 1
@@ -47,7 +49,9 @@ class DetectionConfig(EvalConfig):
     short_side: int | None = None
     """Shorter side of test images in pixels; by default 800 for weights of 224 px, and in that proportion."""
     fraction: float = 1.0
-    """Share of train that is learned from; 0.1 is the semi-supervised protocol."""
+    """Share of train that is learned from; 0.1 is the semi-supervised protocol. It is written beside the result."""
+    split_seed: int = 0
+    """Which images the share holds; the same for every `seed`, so that runs can be averaged."""
     labels_folder: str | None = None
     """Folder of YOLO's text files beside images/, such as polygons; by default the one with the most of them."""
 
@@ -66,8 +70,11 @@ def evaluate_detection(
     check_library()
     boxed = scan_boxed(data, config.labels_folder)
     task, split = make_task(loaded, boxed, config)
+    folder = None if out is None else out.with_suffix("")
+    if folder is not None and config.fraction < 1:
+        _write_split(folder, boxed, config)
     times = [time.perf_counter()]
-    metrics = measure(loaded, task, config)
+    metrics = measure(loaded, task, config, folder)
     times.append(time.perf_counter())
     floor = {"random_weights": measure(untrained(loaded, config.seed), task, config)} if config.floor else {}
     times.append(time.perf_counter())
@@ -97,8 +104,8 @@ def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
     }
 
 
-def measure(loaded: Loaded, task: Task, config: DetectionConfig) -> dict[str, Any]:
-    """Train from `loaded`, and test."""
+def measure(loaded: Loaded, task: Task, config: DetectionConfig, folder: Path | None = None) -> dict[str, Any]:
+    """Train from `loaded`, and test; with `folder` a picture of what is found is written there."""
     schedule, sizes = task.schedule, task.sizes
     print(
         f"detection {loaded.name}: {task.kind}, {len(task.train)} images, {schedule.steps} steps of "
@@ -110,6 +117,8 @@ def measure(loaded: Loaded, task: Task, config: DetectionConfig) -> dict[str, An
         model = train_detector(loaded, task, config, report)
     found, truth, shapes = detect(model, task, config)
     names = task.boxed.classes
+    if folder is not None:
+        write_sheet(folder / "found.png", task.boxed, task.test, found)
     scores = {}
     for name, masks in (("box", False), ("mask", True)):
         if not masks or task.masks:
@@ -126,7 +135,7 @@ def make_task(loaded: Loaded, boxed: Boxed, config: DetectionConfig) -> tuple[Ta
             f"The data holds {' and '.join(boxed.splits) or 'no annotated images'} and not train with val or test."
         )
     kind: Kind = config.detector if config.detector != "auto" else ("c4" if boxed.layout == "PASCAL VOC" else "fpn")
-    rows = draw_share(len(boxed.splits["train"]), config.fraction, config.seed)
+    rows = draw_share(len(boxed.splits["train"]), config.fraction, config.split_seed)
     train = [one for one in (boxed.splits["train"][row] for row in rows) if (~one.objects.ignored).any()]
     if not train:
         raise DataError("No image of train has an object: there is nothing to learn from.")
@@ -180,8 +189,20 @@ def check_detection(config: DetectionConfig) -> None:
             raise UsageError(f"{name} must be at least 1, not {value}.")
 
 
+def _write_split(folder: Path, boxed: Boxed, config: DetectionConfig) -> None:
+    rows = draw_share(len(boxed.splits["train"]), config.fraction, config.split_seed)
+    name, text = split_file(boxed, rows, config.fraction)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / name, text)
+    except OSError as error:
+        raise StorageError(f"{folder / name} cannot be written ({error.strerror}). Choose another --out.") from error
+    print(f"detection: {len(rows)} images of train, listed in {folder / name}", file=sys.stderr)
+
+
 def _describe(task: Task, config: DetectionConfig) -> dict[str, Any]:
-    plan = {"detector": task.kind, "masks": task.masks, "fraction": config.fraction}
+    plan: dict[str, Any] = {"detector": task.kind, "masks": task.masks, "fraction": config.fraction}
+    plan |= {"split_seed": config.split_seed} if config.fraction < 1 else {}
     return plan | {"sizes": task.sizes._asdict(), "schedule": config.schedule} | task.schedule._asdict()
 
 

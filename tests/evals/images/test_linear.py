@@ -178,8 +178,8 @@ def test_the_warmup() -> None:
     assert _plan(LinearConfig(head="batchnorm", epochs=5), 2000).warmup_steps == round(0.5 * 31)
 
 
-def test_the_defaults_are_twenty_settings_for_a_vit() -> None:
-    assert len(LRS) == 10 and list(LRS) == sorted(LRS)
+def test_the_defaults_are_twelve_rates_and_two_layouts() -> None:
+    assert len(LRS) == 12 and list(LRS) == sorted(LRS)
     assert len(LinearConfig().blocks) == 2
 
 
@@ -222,7 +222,7 @@ def test_the_default_sweep_holds_the_best_of_an_untrained_network() -> None:
     )
     best = sweep(Probe(train, None, test, 3), (Layout(),), LRS, partial(_plan, LinearConfig()))
     tops = [t["top1"] for t in best.tried]
-    assert max(tops[:6]) < 50 < best.top1
+    assert max(tops[:8]) < 50 < best.top1
     assert best.lr not in (LRS[0], LRS[-1])
 
 

@@ -30,8 +30,9 @@ from nolabel.schedules import fit_warmup
 from nolabel.weights import Loaded
 
 VERSION = 2
-LRS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 50.0, 200.0, 1000.0)
-"""Trained networks are best in the middle, untrained ones, whose features hardly differ, near the upper end."""
+LRS = (5e-5, 2e-4, 0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 50.0, 200.0, 1000.0)
+"""Raw pixels and long features are best near the lower end, trained networks in the middle, untrained ones, whose
+features hardly differ, near the upper end."""
 PAPER: dict[str, tuple[int, int, int]] = {  # epochs, batch, epochs of warm-up
     "plain": (100, 1024, 0),  # Caron et al. 2021
     "batchnorm": (90, 16384, 10),  # He et al. 2022
@@ -47,7 +48,7 @@ class LinearConfig(EvalConfig):
     """plain: Linear (DINO); batchnorm: BatchNorm without affine, Linear, LARS (MAE); layernorm_l2: LayerNorm, unit
     length, Linear, on features before the final norm (MSN)."""
     lrs: tuple[float, ...] = ()
-    """Learning rates for 256 images a step; empty: ten from 0.001 to 1000."""
+    """Learning rates for 256 images a step; empty: twelve from 0.00005 to 1000."""
     blocks: tuple[int, ...] = (1, 4)
     """Numbers of last blocks whose class tokens are joined; other networks than plain ViTs have one."""
     mean_patches: Literal["no", "yes", "both"] = "no"

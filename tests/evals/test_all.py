@@ -30,7 +30,7 @@ def protocol(values: dict[str, float], **more: Any) -> Protocol:
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps({"data": {"name": "pets"}, "seed": config.seed, "metrics": own}))
-        return {"metrics": own, "floor": floor}
+        return {"metrics": own, "floor": floor, "notes": ["k is too large"] if own.get("acc") == 70 else []}
 
     return Protocol("%", EvalConfig, evaluate, lambda metrics: dict(metrics), **more)
 
@@ -62,7 +62,7 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = evaluate_all(LOADED, "pets", AllConfig(seed=3), out)
     assert result["metrics"] == {"knn": {"acc": 70.0}, "video": {"J": 50.0, "F": 40.0}}
     assert result["floor"] == {"random_weights": {"knn": {"acc": 69.0}, "video": {"J": 49.0, "F": 39.0}}}
-    assert result["notes"] == ["retrieval is left out: no gnd.json"]
+    assert result["notes"] == ["retrieval is left out: no gnd.json", "knn: k is too large"]
     assert result.keys() - {"baseline"} == KEYS
     assert json.loads(out.read_text()) == json.loads(json.dumps(result))
     assert json.loads((tmp_path / "table" / "video.json").read_text())["seed"] == 3
@@ -74,7 +74,7 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ["video", "J", "50.0", "49.0"],
         ["F", "40.0", "39.0"],
     ]
-    assert lines[-1] == "note: retrieval is left out: no gnd.json"
+    assert lines[-2:] == ["note: retrieval is left out: no gnd.json", "note: knn: k is too large"]
 
 
 @pytest.mark.usefixtures("few")
@@ -132,7 +132,8 @@ def test_real_protocols(splits_folder: Path, tmp_path: Path) -> None:
     config = AllConfig(only=("knn", "retrieval", "copies"), baseline=str(tmp_path / "weights"), cache=False)
     result = evaluate_all(LOADED, splits_folder / "val", config)
     assert result["metrics"].keys() == result["baseline"].keys() == {"knn", "copies"}
-    assert result["notes"] == ["retrieval is left out: no gnd.json with queries and their answers"]
+    assert result["notes"][0] == "retrieval is left out: no gnd.json with queries and their answers"
+    assert result["notes"][1].startswith("knn: k = 20, 100, 200: all 14 training images")
     assert "baseline" in format_all(result) and "k = 20" in format_all(result)
 
 

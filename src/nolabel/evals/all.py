@@ -41,13 +41,13 @@ def evaluate_all(
     """
     config = config or AllConfig()
     check_common(config)
-    notes = {name: reason for name in _chosen(config) if (reason := PROTOCOLS[name].accepts(data))}
-    fitting = [name for name in _chosen(config) if name not in notes]
+    refused = {name: reason for name in _chosen(config) if (reason := PROTOCOLS[name].accepts(data))}
+    fitting = [name for name in _chosen(config) if name not in refused]
+    notes = [_left_out(name, reason) for name, reason in refused.items()]
     other = load_weights(config.baseline, config.baseline_backbone) if config.baseline else None
     metrics, floor, baseline, seconds = _run(loaded, other, data, config, fitting, notes, out)
-    skipped = [f"{name} is left out: {reason}" for name, reason in notes.items()]
     if not metrics:
-        raise DataError("No protocol fits the data.\n" + "\n".join(skipped[:4]))
+        raise DataError("No protocol fits the data.\n" + "\n".join(notes[:4]))
     result = {
         "protocol": "all",
         "version": VERSION,
@@ -57,7 +57,7 @@ def evaluate_all(
         "settings": describe_weights(loaded, config) | {"baseline": other and describe_weights(other, config)},
         "data": {"name": data_name(data)},
         "seed": config.seed,
-        "notes": skipped,
+        "notes": notes,
     }
     if out is not None:
         write_result(out, result, {"seconds": seconds, "device": config.device, "workers": config.workers})
@@ -104,10 +104,10 @@ def _run(
     data: str | Path,
     config: AllConfig,
     names: Sequence[str],
-    notes: dict[str, str],
+    notes: list[str],
     out: Path | None,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, Any], dict[str, float]]:
-    """Metrics, floors and baseline as columns by protocol, and seconds; what refuses the data goes to `notes`."""
+    """Metrics, floors and baseline as columns by protocol, and seconds; `notes` gets theirs, and what was left out."""
     metrics, baseline = dict[str, Any](), dict[str, Any]()
     floor = dict[str, dict[str, Any]]()
     seconds = dict[str, float]()
@@ -118,19 +118,24 @@ def _run(
         try:
             result = protocol.evaluate(loaded, data, settings, out and _own_path(out, name, data))
         except (DataError, UsageError) as error:
-            notes[name] = str(error).splitlines()[0]
+            notes.append(_left_out(name, str(error).splitlines()[0]))
             continue
+        notes += [f"{name}: {note}" for note in result["notes"]]
         if other is not None:
             try:
                 bare = protocol.evaluate(other, data, replace(settings, floor=False), None)
                 baseline[name] = protocol.columns(bare["metrics"])
             except (DataError, UsageError) as error:  # such as a CNN, which has no attention to show
-                notes[f"the baseline's {name}"] = str(error).splitlines()[0]
+                notes.append(_left_out(f"the baseline's {name}", str(error).splitlines()[0]))
         metrics[name] = protocol.columns(result["metrics"])
         for kind, values in result["floor"].items():
             floor.setdefault(kind, {})[name] = protocol.columns(values)
         seconds[name] = time.perf_counter() - started
     return metrics, floor, baseline, seconds
+
+
+def _left_out(name: str, reason: str) -> str:
+    return f"{name} is left out: {reason}"
 
 
 def _own_path(out: Path, name: str, data: str | Path) -> Path:

@@ -79,5 +79,5 @@ def _find(line: str, places: dict[str, list[int]]) -> list[int]:
 
 
 def _some(names: Collection[str]) -> str:
-    shown = [printable(name) for name in list(names)[:3]]
+    shown = [printable(name)[:60] for name in list(names)[:3]]  # a file that is no list has lines of any length
     return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

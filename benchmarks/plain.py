@@ -7,14 +7,15 @@ a nolabel run and computes the same function.
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nolabel.job import Job
+from nolabel.job import Job, build
 from nolabel.train import DTYPES, training_step
 
 
@@ -54,10 +55,19 @@ def nolabel(job: Job, z: Tensor, teacher_z: Tensor) -> Contender:
     )
 
 
+def method_of(job: Job) -> Any:
+    """A DINO like that of `job`, as timm has its blocks."""
+    plainly = replace(job.config, compile=False, keep_less=False, grad_checkpointing=False)
+    method = build(plainly, job.stream.images, job.device).method
+    method.load_state_dict(job.method.state_dict())
+    return method
+
+
 def reference(job: Job, z: Tensor, teacher_z: Tensor) -> Contender:
     """The reference from the weights that `job` has now."""
-    student, teacher = copy.deepcopy(job.method.student), copy.deepcopy(job.method.teacher)
-    for module in [*student.modules(), *teacher.modules()]:
+    method = method_of(job)
+    student, teacher = method.student, method.teacher
+    for module in method.modules():
         if isinstance(module, Attention):
             module.fused_attn = False
     center = torch.zeros_like(job.method.center)
@@ -137,7 +147,7 @@ def lightly(job: Job, z: Tensor, teacher_z: Tensor) -> Contender | None:
         from lightly.models.utils import update_momentum
     except ImportError:
         return None
-    net, k = copy.deepcopy(job.method.backbone.model), job.config.method.num_prototypes
+    net, k = method_of(job).backbone.model, job.config.method.num_prototypes
     slow = copy.deepcopy(net).requires_grad_(False)
     net.requires_grad_(True)
     heads = [DINOProjectionHead(net.num_features, 2048, 256, k).to(job.device) for _ in range(2)]

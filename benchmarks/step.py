@@ -9,8 +9,9 @@ Contenders (`plain.py`): nolabel, the plain eager reference from the same weight
 reference also in fp32. Before anything is timed the first loss of nolabel must be the reference's to 0.1 % in fp32 and
 2 % in bf16. A figure is milliseconds: CPU time of this process on a CPU, time on the wall after all that was launched
 on a GPU; median (lowest to highest) over the rounds. Memory is the peak of what torch allocates in a step beyond what
-lies there before it. Operations and waits are those of a step: waits are numbers that the host reads. The floor is
-FLOPs / the matmul rate measured here in the same precision.
+lies there before it; an image's is the difference to a step of twice the batch, divided. Operations and waits are
+those of a step: waits are numbers that the host reads. The floor is FLOPs / the matmul rate measured here in the same
+precision.
 """
 
 import argparse
@@ -64,6 +65,8 @@ def make(o: argparse.Namespace, **changed: Any) -> Job:
         threads=1,
         seed=v["seed"],
         compile=v["compile"],
+        keep_less=v["keep_less"],
+        grad_checkpointing=v["grad_checkpointing"],
     )
     device = find_device(v["device"])
     images = Images("nowhere", "folder", tuple(str(i) for i in range(max(4096, 2 * v["batch"]))), ())
@@ -169,11 +172,25 @@ def main_table(o: argparse.Namespace) -> None:
             f"\nnolabel's step: {flops / 1e9:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s of matmul: {share:.2f} x the floor"
         )
     if o.only in "memory":
-        for name, run in runs.items():
+        memory(o)
+
+
+def memory(o: argparse.Namespace) -> None:
+    """Peak of a step by contender, and what an image adds to it: from as many again."""
+    sizes: dict[str, list[float]] = {}
+    for factor in (1, 2):
+        job = make(o, batch=factor * o.batch)
+        batch = batch_of(job)
+        for name, c in contenders(job, with_lightly=factor == 1).items():
+            c.step(batch)
             with Operations() as seen:
-                run()
-            size = peak(run, device)
-            print(f"{name}: {size:.0f} MB, {seen.number} operations, {seen.waits} waits a step", flush=True)
+                c.step(batch)
+            sizes.setdefault(name, []).append(peak(lambda c=c, batch=batch: c.step(batch), job.device))
+            if factor == 1:
+                print(f"{name}: {sizes[name][0]:.0f} MB, {seen.number} operations, {seen.waits} waits a step")
+    for name, (one, *twice) in sizes.items():
+        if twice:
+            print(f"{name}: {(twice[0] - one) / o.batch:.1f} MB an image", flush=True)
 
 
 def ceilings(o: argparse.Namespace) -> None:
@@ -219,6 +236,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--compile", action="store_true", help="nolabel's networks block by block")
+    parser.add_argument("--keep-less", action="store_true", help="nolabel makes cheap activations twice")
+    parser.add_argument("--grad-checkpointing", action="store_true", help="nolabel makes all activations twice")
     parser.add_argument("--ceilings", action="store_true", help="of the machine instead")
     parser.add_argument("--curves", action="store_true", help="over batch, crops and K instead")
     parser.add_argument("--only", default="", help="one of loss, clip, optimizer, teacher, step, memory")

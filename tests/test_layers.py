@@ -19,6 +19,7 @@ LAYERS = (
         "progress",
         "queues",
         "signals",
+        "blocks",
         "health",
         "recipes",
         "spread",

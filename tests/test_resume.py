@@ -269,12 +269,16 @@ def test_a_safe_change_is_taken_and_recorded(
     with pytest.raises(Crash):
         nolabel.train("dino-small", **settings(tiny, pictures, out))
     monkeypatch.undo()
-    nolabel.resume(out, {"workers": 1, "eval_every": 500})
+    nolabel.resume(out, {"workers": 1, "eval_every": 500, "keep_less": True})
     assert weights(out) == weights(whole)
     assert nolabel.Run(out).config()["eval_every"] == 500
     start = [e for e in nolabel.Run(out).events() if e["event"] == "start"][-1]
     before = nolabel.Run(whole).config()["eval_every"]
-    assert start["changed_on_resume"] == [f"eval_every: {before} -> 500", "workers: 0 -> 1"]
+    assert start["changed_on_resume"] == [
+        f"eval_every: {before} -> 500",
+        "keep_less: False -> True",
+        "workers: 0 -> 1",
+    ]
 
 
 @pytest.mark.parametrize(("asked", "expected"), [({}, 8), ({"micro_batch": 4}, 4)])

@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nolabel import blocks
 from nolabel.errors import UsageError, nearest
 
 
@@ -171,17 +172,23 @@ class Backbone(nn.Module):
                 if isinstance(module, Attention):
                     module.fused_attn = False  # type: ignore[misc]  # timm's own switch, but for TorchScript
 
+    def keep_less(self) -> None:
+        """Let a plain ViT keep less for the backward pass (`blocks.py`); UsageError for other networks."""
+        if not self.can_drop:
+            raise UsageError(f"--keep-less is for plain ViTs, and {self.name} is none: use --grad-checkpointing.")
+        blocks.keep_less(self.model)
+
     def compile_blocks(self) -> None:
         """torch.compile block by block (a ViT) or as a whole, in place: the names of the state dict stay timm's."""
-        blocks = self.model.blocks if isinstance(self.model, VisionTransformer) else [self.model]
+        parts = self.model.blocks if self.can_drop else [self.model]
         # Each block's drop path makes a graph of its own, each size and each mode another; beyond dynamo's limit of 8
         # blocks would fall back to eager without a word.
         from torch._dynamo import config  # slow to import, and seldom needed
 
-        config.recompile_limit = max(config.recompile_limit, 8 * len(blocks))
-        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * len(blocks))
-        for block in blocks:
-            block.compile()
+        config.recompile_limit = max(config.recompile_limit, 8 * len(parts))
+        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * len(parts))
+        for part in parts:
+            part.compile()
 
     def _grid(self, x: Tensor, num_patches: int) -> tuple[int, int]:
         assert self.patch_size is not None

@@ -89,6 +89,8 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
             net.plain_attention(config.method.image_size)
         if config.compile:
             net.compile_blocks()
+        if config.keep_less:
+            net.keep_less()
     model = distributed.data_parallel(method)
     stream = _stream(config, images, method, device)
     config = replace(config, augment="device" if stream.whole else "cpu")

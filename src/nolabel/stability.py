@@ -86,5 +86,5 @@ def enough_memory(config: TrainConfig[Any], step: int) -> Iterator[None]:
             f"The memory of {config.device} does not hold step {step}: batch {config.batch_size}, micro-batch {micro}, "
             f"{config.backbone}, {config.precision}.\n{' '.join(str(error).split())[:200]}\n"
             f"Nothing has moved in this step. Smaller pieces of the same batch: {half}\n"
-            "Or start again with --grad-checkpointing, or with a smaller --batch-size."
+            "The same numbers with less memory: resume with --keep-less (plain ViTs), or with --grad-checkpointing."
         ) from error

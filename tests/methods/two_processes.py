@@ -191,6 +191,7 @@ RUNS: dict[str, Callable[[], Found]] = {
     "batchnorm without affine": lambda: batchnorm(lambda: nn.BatchNorm1d(5, affine=False), 6, 5),
     "dino vit": lambda: training(lambda: dino("vit")),
     "dino vit in micro-batches": lambda: training(lambda: dino("vit", micro_batch=2)),
+    "dino vit, keeping less": lambda: training(lambda: dino("vit", keep_less=True)),
     "dino vit, last layer frozen first": frozen,
     "places of gradients": gradients,
     "dino resnet": lambda: training(lambda: dino("resnet")),

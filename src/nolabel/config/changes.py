@@ -11,8 +11,8 @@ Class = Literal["safe", "allow", "refused"]
 
 CLASSES: dict[str, Class] = {
     # What the numbers don't depend on, or what is checked in another way (the images, by their fingerprint).
-    **dict.fromkeys(("data", "subfolder", "out", "labels", "device", "workers", "grad_checkpointing"), "safe"),
-    "tracker": "safe",
+    **dict.fromkeys(("data", "subfolder", "out", "labels", "device", "workers"), "safe"),
+    **dict.fromkeys(("keep_less", "grad_checkpointing", "tracker"), "safe"),
     **dict.fromkeys(
         ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "epochs", "steps", "stop_on_collapse"),
         "safe",

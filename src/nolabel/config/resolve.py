@@ -93,7 +93,7 @@ def known(value: int | Literal["auto"]) -> int:
 
 
 def check(config: TrainConfig[Any], views: Sequence[View], patch_size: int | None, couples_batch: bool) -> list[str]:
-    """Refuse crops that don't fit the patches; returns warnings for what works but is not what people expect."""
+    """Refuse crops that don't fit the patches, and contradictions; warnings for what works but surprises people."""
     for view in views:
         if view.size < 1:
             raise UsageError(f"A crop of {view.size} px is no image: use 1 px or more.")
@@ -104,6 +104,9 @@ def check(config: TrainConfig[Any], views: Sequence[View], patch_size: int | Non
                 f"Crops of {view.size} px don't divide into patches of {patch_size} px ({config.backbone}).\n"
                 f"Use crops of {near} px, or another patch size: --backbone-args patch_size=N."
             )
+    if config.keep_less and (config.compile or config.grad_checkpointing):
+        other = "--compile" if config.compile else "--grad-checkpointing"
+        raise UsageError(f"{other} chooses by itself what is kept for the backward pass: leave out --keep-less.")
     warnings = []
     share = config.batch_size // distributed.world_size()
     if couples_batch and config.micro_batch != "auto" and config.micro_batch < share:

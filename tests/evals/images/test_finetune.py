@@ -189,6 +189,14 @@ def test_crops_are_a_function_of_their_key(splits_folder: Path) -> None:
     assert sum(changed) > 5
 
 
+def test_rand_augment_at_its_strongest() -> None:
+    """Magnitudes vary around the given one and reach 10, where posterize would have no bit left to keep."""
+    x = torch.arange(3 * 8 * 8, dtype=torch.uint8).view(3, 8, 8)
+    with seeded(0):
+        for _ in range(100):
+            assert rand_augment(x, 10.0, (1, 2, 3)).shape == x.shape
+
+
 def test_rand_augment_changes_an_image_within_its_type() -> None:
     x = torch.arange(3 * 16 * 16).view(3, 16, 16).remainder(256).byte()
     with seeded(0, 1):

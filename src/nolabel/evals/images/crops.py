@@ -51,7 +51,12 @@ def rand_augment(x: Tensor, magnitude: float, fill: tuple[int, ...]) -> Tensor:
 @lru_cache(maxsize=4)
 def _operations(magnitude: float, size: int, fill: tuple[int, ...]) -> RandAugment:
     """The operations "increasing with magnitude", translations up to 45 % of the side (Touvron et al. 2021)."""
-    settings = {"translate_const": int(0.45 * size), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
+    settings = {
+        "translate_const": int(0.45 * size),
+        "img_mean": fill,
+        "interpolation": Image.Resampling.BICUBIC,
+        "magnitude_max": 9.999,  # at 10 posterize keeps no bit of a colour, which Pillow refuses
+    }
     operations: RandAugment = rand_augment_transform(f"rand-m{magnitude:g}-n2-mstd0.5-inc1", settings)
     return operations
 

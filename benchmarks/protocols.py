@@ -49,7 +49,7 @@ ROWS = {
     "lowshot-imagenette": Row("lowshot", "imagenette2k", *_FEW),
     "finetune-1": Row("finetune", "cifar5k", _TUNE + "--fractions .01 --epochs 60", large=None),
     "finetune-10": Row("finetune", "cifar5k", _TUNE + "--fractions .1 --epochs 20", large=None),
-    "finetune-100": Row("finetune", "cifar5k", _TUNE + "--epochs 4 --train-batch-size 64", large=None),
+    "finetune-100": Row("finetune", "cifar5k", _TUNE, large=None),
     "retrieval": Row("retrieval", "dense/davis20_retrieval.zip", "--image-size 128"),
     "copies": Row(
         "copies",

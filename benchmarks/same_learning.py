@@ -1,6 +1,6 @@
 """Does it matter to learning which code cuts the views? k-NN after short SimCLR runs, each way with the same seeds.
 
-    python benchmarks/same_learning.py DATA --steps 100 --seeds 3
+    python benchmarks/same_learning.py DATA --steps 100 --seeds 9
 
 DATA holds train/ and test/ with a folder a class. The ways get the same parameters of every view, the same order and
 the same initial weights; they differ by rounding, and pillow by its hue in 256 steps and its box blur.
@@ -58,12 +58,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--ways", default="pillow,numba,device")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     print("| seed | way | k-NN untrained | k-NN |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(options.seeds):
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
             for way in options.ways.split(","):
                 before, after = knn(way, seed, options, Path(folder) / f"{way}-{seed}")
                 print(f"| {seed} | {way} | {before:.2f} | {after:.2f} |", flush=True)

@@ -138,7 +138,7 @@ class CheckOptions:
     """What is in the data, and what training will skip and why. Decodes every image."""
 
     data: Data
-    """A folder, a zip, or a text file of paths."""
+    """A folder, a zip, shards, or a text file of paths."""
     json: bool = False
     """Print everything as JSON."""
 

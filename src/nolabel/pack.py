@@ -17,7 +17,7 @@ class PackOptions:
     """The images of DATA in a few tar files with an index. docs/data.md says what it is good for."""
 
     data: Annotated[str, Positional, tyro.conf.arg(metavar="DATA")]
-    """A folder, a zip of one, or a text file of paths."""
+    """A folder, a zip of one, shards, or a text file of paths."""
     out: Path
     """New folder for the shards."""
     short_side: int | None = None

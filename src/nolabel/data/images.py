@@ -1,6 +1,6 @@
 """The images of DATA: which they are, in which order, and their bytes. Scanning opens no image.
 
-DATA is a folder, a zip or a text file of paths; `docs/data.md` has the rules.
+DATA is a folder, a zip, shards or a text file of paths; `docs/data.md` has the rules.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ class LabelledImages(NamedTuple):
 def scan(data: str | Path, subfolder: str | None = None) -> Images:
     """The images of DATA; only those below `subfolder` where one is given.
 
-    Raises DataError when DATA is missing, is nothing of the three, or holds no image.
+    Raises DataError when DATA is missing, is nothing of these, or holds no image.
     """
     images = _scan(data, None if subfolder is None else (subfolder.strip("/"),))
     if not images.names:
@@ -129,7 +129,10 @@ def read(images: Images, index: int) -> bytes:
 
 
 def fingerprint(images: Images) -> str:
-    """16 hexadecimal digits of SHA-256 over names and sizes: equal for a folder and a zip of its content."""
+    """16 hexadecimal digits of SHA-256 over names and sizes: equal for a folder, and a zip or shards of its content.
+
+    It asks for the size of each file, which takes seconds for a million.
+    """
     if images.packed:
         members = archives.members(images.root).facts()
         sizes: Iterable[int] = (members.get(name, (-1, 0))[0] for name in images.names)

@@ -137,6 +137,13 @@ def test_real_protocols(splits_folder: Path, tmp_path: Path) -> None:
     assert "baseline" in format_all(result) and "k = 20" in format_all(result)
 
 
+def test_a_bare_file_as_baseline_needs_its_backbone(splits_folder: Path, tmp_path: Path) -> None:
+    save_weights(LOADED.backbone, tmp_path / "weights", 16, LOADED.mean, LOADED.std)
+    config = AllConfig(only=("knn",), baseline=str(tmp_path / "weights" / "model.safetensors"))
+    with pytest.raises(UsageError, match=r"^--baseline: .* --baseline-backbone NAME"):
+        evaluate_all(LOADED, splits_folder, config)
+
+
 def test_the_commands(splits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_weights(LOADED.backbone, tmp_path / "weights", 16, LOADED.mean, LOADED.std)
     start = ["eval", "all", str(tmp_path / "weights"), str(splits_folder / "val"), "--no-floor", "--no-cache"]

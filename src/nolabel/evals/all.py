@@ -44,7 +44,7 @@ def evaluate_all(
     refused = {name: reason for name in _chosen(config) if (reason := PROTOCOLS[name].accepts(data))}
     fitting = [name for name in _chosen(config) if name not in refused]
     notes = [_left_out(name, reason) for name, reason in refused.items()]
-    other = load_weights(config.baseline, config.baseline_backbone) if config.baseline else None
+    other = _baseline(config)
     metrics, floor, baseline, seconds = _run(loaded, other, data, config, fitting, notes, out)
     if not metrics:
         raise DataError("No protocol fits the data.\n" + "\n".join(notes[:4]))
@@ -132,6 +132,15 @@ def _run(
             floor.setdefault(kind, {})[name] = protocol.columns(values)
         seconds[name] = time.perf_counter() - started
     return metrics, floor, baseline, seconds
+
+
+def _baseline(config: AllConfig) -> Loaded | None:
+    if config.baseline is None:
+        return None
+    try:
+        return load_weights(config.baseline, config.baseline_backbone)
+    except UsageError as error:
+        raise UsageError(f"--baseline: {error}".replace(" --backbone", " --baseline-backbone")) from None
 
 
 def _left_out(name: str, reason: str) -> str:

@@ -67,16 +67,19 @@ def _keys(num_images: int, plan: Plan) -> list[list[tuple[int, int]]]:
     return keys
 
 
+def random_crop(labelled: LabelledImages, view: View, seed: int, epoch: int, index: int) -> Tensor:
+    """The crop (3, size, size) of an image that (seed, epoch, image) fix. Raises DataError where it can't be read."""
+    images = labelled.images
+    try:
+        image = decode(read(images, index))
+    except BadImage as error:  # it could be read a moment ago, when the evaluation began
+        raise DataError(f"{printable(images.names[index])} cannot be read any more: {error}.") from None
+    return apply(image, view, draw(view, (seed, epoch, index, 0), *image.shape[1:]))
+
+
 class _Crops(Dataset[tuple[Tensor, int]]):
     def __init__(self, labelled: LabelledImages, view: View, seed: int) -> None:
         self.labelled, self.view, self.seed = labelled, view, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key
-        images = self.labelled.images
-        try:
-            image = decode(read(images, index))
-        except BadImage as error:  # it could be read a moment ago, when the evaluation began
-            raise DataError(f"{printable(images.names[index])} cannot be read any more: {error}.") from None
-        drawn = draw(self.view, (self.seed, epoch, index, 0), *image.shape[1:])
-        return apply(image, self.view, drawn), self.labelled.labels[index]
+        return random_crop(self.labelled, self.view, self.seed, *key), self.labelled.labels[key[1]]

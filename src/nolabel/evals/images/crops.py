@@ -12,11 +12,8 @@ from timm.data.auto_augment import RandAugment, rand_augment_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nolabel.data.decode import BadImage, decode
-from nolabel.data.images import LabelledImages, printable, read
-from nolabel.errors import DataError
-from nolabel.evals.images.augmented import train_view
-from nolabel.views import apply, draw
+from nolabel.data.images import LabelledImages
+from nolabel.evals.images.augmented import random_crop, train_view
 from nolabel.views.draw import generator
 
 
@@ -30,12 +27,7 @@ class AugmentedCrops(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key
-        images = self.labelled.images
-        try:
-            image = decode(read(images, index))
-        except BadImage as error:  # it could be read a moment ago, when the evaluation began
-            raise DataError(f"{printable(images.names[index])} cannot be read any more: {error}.") from None
-        x = apply(image, self.view, draw(self.view, (self.seed, epoch, index, 0), *image.shape[1:]))
+        x = random_crop(self.labelled, self.view, self.seed, epoch, index)
         if self.magnitude:
             with seeded(self.seed, epoch, index, 1):
                 x = rand_augment(x, self.magnitude, self.fill)

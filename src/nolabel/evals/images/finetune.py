@@ -13,7 +13,7 @@ from nolabel.data.images import LabelledImages, printable
 from nolabel.errors import DataError, StorageError
 from nolabel.evals.images.classifier import Plan, accuracy, train_classifier
 from nolabel.evals.images.finetune_settings import FinetuneConfig, Published, check_finetune, make_plan, published
-from nolabel.evals.images.shots import draw_rows, read_list
+from nolabel.evals.images.shots import draw_rows, read_lists
 from nolabel.evals.protocol import EvalConfig, describe_weights, untrained
 from nolabel.evals.shared.features import FeatureTable, decoded
 from nolabel.evals.shared.results import write_result
@@ -141,13 +141,8 @@ def choose_cases(train: FeatureTable, labelled: LabelledImages, config: Finetune
     """What is learned from, and what a reader should know. A share below one image a class is left out."""
     notes, num_classes = list[str](), len(labelled.classes)
     if config.files:
-        cases = [Case(path.stem, read_list(path, train.ids)) for path in config.files]
-        for case in cases:
-            missing = set(train.labels.tolist()) - set(train.labels[case.rows].tolist())
-            if missing:
-                names = ", ".join(printable(labelled.classes[c]) for c in sorted(missing)[:5])
-                raise DataError(f"{case.name} names no image of {len(missing)} classes of train: {names}.")
-        return cases, notes
+        lists = read_lists(config.files, train, labelled.classes)
+        return [Case(path.stem, rows) for path, rows in zip(config.files, lists, strict=True)], notes
     cases = []
     for fraction in config.fractions:
         name, amount = f"{100 * fraction:g} %", int(fraction * len(train.ids) + 1e-9)

@@ -12,10 +12,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from nolabel.data.images import LabelledImages, printable
+from nolabel.data.images import LabelledImages
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.images.logistic import TOLERANCE, center_rows, fit, unit_rows
-from nolabel.evals.images.shots import draw_rows, read_list
+from nolabel.evals.images.shots import draw_rows, read_lists
 from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
 from nolabel.evals.shared.cache import cache_folder, features
 from nolabel.evals.shared.features import FeatureTable, raw_pixels
@@ -133,7 +133,7 @@ def _cases(train: FeatureTable, parts: Roles, config: LowshotConfig, val: bool) 
     """What is learned from; which rows of train the regularisation is chosen on; what a reader should know."""
     notes: list[str] = []
     held = torch.zeros(len(train.ids), dtype=torch.bool)
-    lists = [read_list(path, train.ids) for path in config.files]
+    lists = read_lists(config.files, train, parts.train.classes)
     if not val and len(config.strengths) > 1:
         held = tenth(train, least=1)
         for rows in lists:
@@ -144,11 +144,6 @@ def _cases(train: FeatureTable, parts: Roles, config: LowshotConfig, val: bool) 
                 "Give one, for example --strengths 0.075, or a val/ beside test/."
             )
     if lists:
-        for path, rows in zip(config.files, lists, strict=True):
-            missing = set(train.labels.tolist()) - set(train.labels[rows].tolist())
-            if missing:
-                names = ", ".join(printable(parts.train.classes[c]) for c in sorted(missing)[:5])
-                raise DataError(f"{path.name} names no image of {len(missing)} classes of train: {names}.")
         return [Case("files", lists)], held, notes
     open_rows = (~held).nonzero()[:, 0]
     labels, num_classes = train.labels[open_rows], len(parts.train.classes)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nolabel.data.images import printable
 from nolabel.errors import DataError
+from nolabel.evals.shared.features import FeatureTable
 from nolabel.views.draw import generator
 
 
@@ -60,6 +61,17 @@ def read_list(path: Path, ids: Sequence[str]) -> Tensor:
         twice = [a for i, a in enumerate(lines) if found[i] in found[:i]]
         raise DataError(f"{shown} names {'an image twice: ' + _some(twice) if twice else 'no image'}.")
     return torch.tensor(sorted(found))
+
+
+def read_lists(paths: Sequence[Path], train: FeatureTable, classes: Sequence[str]) -> list[Tensor]:
+    """`read_list` of several files. Raises DataError, too, for a file without an image of some class of train."""
+    lists = [read_list(path, train.ids) for path in paths]
+    for path, rows in zip(paths, lists, strict=True):
+        missing = set(train.labels.tolist()) - set(train.labels[rows].tolist())
+        if missing:
+            names = ", ".join(printable(classes[c]) for c in sorted(missing)[:5])
+            raise DataError(f"{path.name} names no image of {len(missing)} classes of train: {names}.")
+    return lists
 
 
 def _endings(ids: Sequence[str]) -> dict[str, list[int]]:

@@ -109,10 +109,11 @@ def test_voc_objects_are_instances(vit: Loaded, tmp_path: Path) -> None:
         ("SegmentationClass", np.where(np.isin(ids, (1, 2)), 12, ids).astype(np.uint8)),
     ):
         (root / folder).mkdir(parents=True)
-        Image.fromarray(pixels).save(root / folder / "a.png")
+        for name in ("a", "b"):
+            Image.fromarray(pixels).save(root / folder / f"{name}.png")
     (root / "ImageSets/Segmentation").mkdir(parents=True)
-    for split in ("train", "val"):
-        (root / f"ImageSets/Segmentation/{split}.txt").write_text("a\n")
+    for split, name in (("train", "a"), ("val", "b")):
+        (root / f"ImageSets/Segmentation/{split}.txt").write_text(f"{name}\n")
     assert evaluate_attention(vit, tmp_path, SMALL)["metrics"]["num_objects"] == 2
     shutil.rmtree(root / "SegmentationObject")
     assert evaluate_attention(vit, tmp_path, SMALL)["metrics"]["num_objects"] == 1

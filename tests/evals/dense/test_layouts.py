@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from nolabel.errors import DataError, UsageError
-from nolabel.evals.dense.clips import accepts_clips, read_objects, scan_clips
+from nolabel.evals.dense.clips import accepts_clips, is_binary, read_objects, scan_clips
 from nolabel.evals.dense.iou import VOID
 from nolabel.evals.dense.layouts import Classes, accepts_masks, accepts_train_masks, encode, read_pair, scan_masked
 from nolabel.evals.shared.trees import open_tree, read_mask
@@ -187,8 +187,18 @@ def test_voc(tmp_path: Path) -> None:
     pair(root, "JPEGImages/2007_4.png", "SegmentationClassAug/2007_4.png")
     (lists / "train_aug.txt").write_text("2007_4\n")
     assert scan_masked(tmp_path).splits["train"].masks == ("SegmentationClassAug/2007_4.png",)
-    (lists / "val.txt").write_text("2007_2\n2007_9\n")
-    with pytest.raises(DataError, match=r"Names in val.txt without an image or without a mask: 2007_9"):
+    for text, message in (
+        ("2007_2\n2007_9\n", "Names in val.txt without an image or without a mask: 2007_9"),
+        ("2007_2\n2007_2\n", "2007_2.png is twice in val"),
+        ("2007_4\n", "without a mask: 2007_4"),
+        ("\n", "list of val in ImageSets/Segmentation is empty"),
+    ):
+        (lists / "val.txt").write_text(text)
+        with pytest.raises(DataError, match=message):
+            scan_masked(tmp_path)
+    (lists / "train_aug.txt").unlink()
+    (lists / "val.txt").write_text("2007_3\n")
+    with pytest.raises(DataError, match=r"2007_3.png is in train and in val"):
         scan_masked(tmp_path)
 
 
@@ -203,6 +213,11 @@ def test_cityscapes(tmp_path: Path, kind: str) -> None:
     assert masked.layout == "Cityscapes" and masked.classes.names[:2] == ("road", "sidewalk")
     assert len(masked.classes.ids) == 19
     assert read_pair(masked, "train", 1)[1][0].tolist() == [0, 1, VOID] * 2
+    picture = tmp_path / "leftImg8bit/val/ulm/ulm_000001_leftImg8bit.png"
+    picture.rename(tmp_path / "aside.png")
+    with pytest.raises(DataError, match=f"Masks without an image in leftImg8bit/val: .*ulm_000001_gtFine_{kind}.png"):
+        scan_masked(tmp_path)
+    (tmp_path / "aside.png").rename(picture)
     (tmp_path / f"gtFine/val/ulm/ulm_000001_gtFine_{kind}.png").unlink()
     with pytest.raises(DataError, match="Masks that are missing"):
         scan_masked(tmp_path)
@@ -238,6 +253,9 @@ def test_clips_of_davis(tmp_path: Path) -> None:
     (tmp_path / "ImageSets/2017/val.txt").write_text("dog\ncat\n")
     with pytest.raises(DataError, match=r"val.txt names clips that are not there: cat"):
         scan_clips(tmp_path)
+    (tmp_path / "ImageSets/2017/val.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"val.txt is empty"):
+        scan_clips(tmp_path)
 
 
 def test_clips_in_folders(tmp_path: Path) -> None:
@@ -261,5 +279,6 @@ def test_objects(tmp_path: Path) -> None:
     clip(tmp_path, "frames", "masks", "two", (0, 1, 2, 255), 1)
     clip(tmp_path, "frames", "masks", "none", (0,), 1)
     tree = open_tree(tmp_path)
-    found = [read_objects(tree, f"masks/{n}/00000.png")[0].tolist() for n in ("one", "two", "none")]
+    assert [is_binary(tree, f"masks/{n}/00000.png") for n in ("one", "two", "none")] == [True, False, True]
+    found = [read_objects(tree, f"masks/{n}/00000.png", n != "two")[0].tolist() for n in ("one", "two", "none")]
     assert found == [[0, 1] * 3, [0, 1, 2, 0, 0, 1], [0] * 6]

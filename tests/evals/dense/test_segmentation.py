@@ -325,6 +325,19 @@ def test_bad_settings_are_refused_at_once(loaded: Loaded, config: SegmentationCo
         evaluate_segmentation(loaded, "nowhere", config)
 
 
+def test_a_test_of_void_and_a_network_that_cannot_be_dilated(loaded: Loaded, world: Path, tmp_path: Path) -> None:
+    flat = backbone("resnet18", {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}).eval()
+    with pytest.raises(UsageError, match="other layers at an output stride of 8"):
+        dilated(loaded._replace(backbone=flat), 8)
+    root = tmp_path / "void"
+    shutil.copytree(world, root)
+    for split in ("val", "test"):
+        for path in (root / "masks" / split).glob("*.png"):
+            Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path)
+    with pytest.raises(DataError, match="is void: there is nothing to measure"):
+        evaluate_segmentation(loaded, root, SMALL)
+
+
 def test_no_train_or_one_class(loaded: Loaded, world: Path, tmp_path: Path) -> None:
     shutil.copytree(world, tmp_path / "shapes")
     with pytest.raises(DataError, match="hold 1 class beside void"):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from nolabel.backbones import backbone
 from nolabel.data import demo
 from nolabel.errors import DataError, StorageError, UsageError
-from nolabel.evals.dense.clips import read_objects, scan_clips
+from nolabel.evals.dense.clips import is_binary, read_objects, scan_clips
 from nolabel.evals.dense.iou import jaccard
 from nolabel.evals.dense.overlay import palette, write_clip, write_mask
 from nolabel.evals.dense.propagation import to_pixels
@@ -75,11 +75,11 @@ def test_scores_of_two_objects() -> None:
     """The first is followed to the pixel, the second is lost: it is scored for itself."""
     truth = [disc(10).long() + 2 * disc(30).long() for _ in range(4)]
     predicted = [disc(10).long() for _ in range(4)]
-    (first_j, first_f), (second_j, second_f) = score(predicted, truth, 2)
+    (first_j, first_f), (second_j, second_f) = score(predicted, truth, [1, 2])
     assert first_j == first_f == (1.0, 1.0, 0.0)
     assert second_j == second_f == (0.0, 0.0, 0.0)
     swapped = [2 * disc(10).long() + disc(30).long() for _ in range(4)]
-    assert all(j.mean == 0 for j, _ in score(swapped, truth, 2))  # the id counts, not only the shape
+    assert all(j.mean == 0 for j, _ in score(swapped, truth, [1, 2]))  # the id counts, not only the shape
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,9 @@ def test_masks_are_compared_with_those_of_their_own_frame(
     """Who follows every object to the pixel has 100 % of everything."""
     monkeypatch.setattr(
         "nolabel.evals.dense.video.follow",
-        lambda loaded, tree, clip, *_: (read_objects(tree, str(mask)) for mask in clip.masks[1:]),
+        lambda loaded, tree, clip, *_: (
+            read_objects(tree, str(mask), is_binary(tree, str(clip.masks[0]))) for mask in clip.masks[1:]
+        ),
     )
     metrics = evaluate_video(loaded, world, VideoConfig(floor=False))["metrics"]
     assert metrics["j"] == metrics["f"] == {"mean": 100.0, "recall": 100.0, "decay": 0.0}
@@ -180,6 +182,25 @@ def test_fewer_frames_are_noted(loaded: Loaded, world: Path) -> None:
     assert result["data"]["num_frames"] == 6
 
 
+def test_objects_without_a_number_between_and_a_mask_of_void(vit: Loaded, world: Path, tmp_path: Path) -> None:
+    """Objects 2 and 5 are two, not five of which three are found; void alone is no object of a clip with numbers."""
+    root = tmp_path / "world"
+    shutil.copytree(world, root)
+    masks = sorted((root / "masks/star").iterdir())
+    for path in masks:
+        ids = np.zeros((40, 40), np.uint8)
+        ids[:9, :9], ids[20:30, 20:30] = 2, 5
+        Image.fromarray(ids).save(path)
+    Image.fromarray(np.full((40, 40), 255, np.uint8)).save(masks[1])
+    objects = evaluate_video(vit, root, SMALL)["metrics"]["objects"]
+    assert [name for name in objects if name.startswith("star")] == ["star/2", "star/5"]
+    assert not read_objects(scan_clips(root).tree, "masks/star/00001.png", binary=False).any()
+    ids[30:] = 3
+    Image.fromarray(ids).save(masks[2])
+    with pytest.raises(DataError, match="holds object 3, which the first mask of star does not hold"):
+        evaluate_video(vit, root, SMALL)
+
+
 def test_masks_that_do_not_fit(loaded: Loaded, world: Path, tmp_path: Path) -> None:
     root = tmp_path / "world"
     shutil.copytree(world, root)
@@ -187,7 +208,7 @@ def test_masks_that_do_not_fit(loaded: Loaded, world: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"star/00002.png and .*star/00000.png differ in size"):
         evaluate_video(loaded, root, SMALL)
     Image.fromarray(np.full((40, 40), 2, np.uint8)).save(root / "masks/star/00002.png")
-    with pytest.raises(DataError, match="holds object 2, and the first mask of star only 1 to 1"):
+    with pytest.raises(DataError, match=r"star/00002.png holds numbers of objects, and the first mask"):
         evaluate_video(loaded, root, SMALL)
     Image.new("RGB", (30, 30)).save(root / "frames/star/00001.png")
     with pytest.raises(DataError, match=r"masks/star/00000.png has 40 x 40 pixels, its image .*00001.png 30 x 30"):

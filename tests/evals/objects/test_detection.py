@@ -290,6 +290,13 @@ def change(root: Path, edit: Callable[[dict[str, Any]], None]) -> None:
         (lambda c: c["annotations"][0].pop("bbox"), "entry that can't be read: KeyError 'bbox'"),
         (lambda c: c.pop("categories"), "is no COCO file"),
         (lambda c: c["categories"][0].update(name="cat"), "other categories than the other splits"),
+        (lambda c: c["categories"].append(c["categories"][0]), "the id 90 stands twice in categories"),
+        (lambda c: c["images"][0].update(id=17), "the id 17 stands twice in images"),
+        (lambda c: c["images"][0].update(file_name="001.png"), "001.png is twice in train"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "entry that can't be read"),
+        (lambda c: c["annotations"][0].update(segmentation=[[1, 1, 5]]), "annotation 1, has an outline"),
+        (lambda c: c["annotations"][0].update(segmentation=[[70, 1, 80, 1, 80, 9]]), "in an image of 48 x 48 pixels"),
+        (lambda c: c["annotations"][0].update(segmentation={"size": [9, 9], "counts": [81]}), "has an outline"),
     ],
 )
 def test_bad_coco(coco: Path, edit: Callable[[dict[str, Any]], None], message: str) -> None:
@@ -297,6 +304,26 @@ def test_bad_coco(coco: Path, edit: Callable[[dict[str, Any]], None], message: s
     with pytest.raises(DataError, match=message) as caught:
         scan_boxed(coco)
     assert len(str(caught.value).splitlines()) <= 5
+
+
+def test_names_that_stand_twice_and_json_without_an_end(coco: Path, tmp_path: Path) -> None:
+    path = coco / "annotations" / "instances_train2017.json"
+    text = path.read_text()
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="is no COCO file"):
+        scan_boxed(coco)
+    path.write_text(text)
+    for split in ("train", "val"):
+        other = path.with_name(f"instances_{split}2017.json")
+        other.write_text(other.read_text().replace("star", "ring"))
+    with pytest.raises(DataError, match="Two classes have the same name: ring, ring"):
+        scan_boxed(coco)
+    write_voc(tmp_path / "voc")
+    lists = tmp_path / "voc/ImageSets/Main"
+    for names, message in (("val000\nval000", "val000.png is twice in val"), ("train000", "is in train and in val")):
+        (lists / "val.txt").write_text(names)
+        with pytest.raises(DataError, match=message):
+            scan_boxed(tmp_path / "voc")
 
 
 def test_a_box_that_sticks_out_by_rounding_is_clipped(coco: Path) -> None:
@@ -365,6 +392,7 @@ def test_yolo_polygons_missing_files_and_names(tmp_path: Path) -> None:
         ("<annotation>", "<!DOCTYPE a><annotation>", "defines entities"),
         ("<width>48", "<width>x", "size/width is no number"),
         ("<name>ring</name>", "", "has no name"),
+        ("<name>ring</name>", "<name> </name>", "has no name"),
     ],
 )
 def test_bad_voc(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -91,6 +91,10 @@ def test_whatever_the_number_of_workers_and_of_images_a_batch(loaded: Loaded, ph
 def test_copydays(loaded: Loaded, copydays: Path, others: Path, tmp_path: Path) -> None:
     found = copy_set(copydays, 1)
     assert list(found.blocks) == ["strong", "jpegqual/8", "crops/30"] and found.notes == ()
+    (copydays / "blurred").mkdir()
+    shutil.copy(next((copydays / "strong").iterdir()), copydays / "blurred")
+    assert copy_set(copydays, 1).notes == ("1 images outside of original, strong, jpegqual, crops are left out",)
+    shutil.rmtree(copydays / "blurred")
     assert found.blocks["strong"].originals == tuple(i for i in range(12) for _ in range(2))
     result = evaluate_copies(loaded, copydays, CopiesConfig(distractors=str(others)), tmp_path / "c.json")
     assert result["metrics"]["map"]["original"] == 100.0

@@ -170,6 +170,9 @@ def _self(gnd: dict[str, Any]) -> None:
         (lambda g: g["gnd"][2].__setitem__("easy", None), "lists of indices"),
         (lambda g: g["gnd"][2]["hard"].append(g["gnd"][2]["easy"][0]), "listed twice, or as two of"),
         (lambda g: g["gnd"][2].__setitem__("bbx", [5, 5, 3, 9]), "bbx must be"),
+        (lambda g: g["gnd"][2].__setitem__("bbx", [5, 5, float("inf"), 9]), "bbx must be"),
+        (lambda g: g["gnd"][2].__setitem__("bbx", [True, 5, 8, 9]), "bbx must be"),
+        (lambda g: g["gnd"][2].__setitem__("ok", [1]), "ok is none of easy, hard, junk and bbx"),
         (lambda g: g["gnd"].pop(), "as long as qimlist"),
         (lambda g: g.pop("qimlist"), "cannot be read"),
         (lambda g: g.__setitem__("gnd", [3] * 4), "lists of indices"),
@@ -194,9 +197,10 @@ def test_wrong_folders(loaded: Loaded, scenes: Path) -> None:
     shutil.copy(scenes / "gnd.json", scenes / "gnd_2.json")
     assert "several ground truths" in (accepts(scenes) or "")
     for path in scenes.glob("*.json"):
-        path.write_text("[")
-        with pytest.raises(DataError):
-            evaluate_retrieval(loaded, scenes)
+        for text in ("[", "[" * 100_000):
+            path.write_text(text)
+            with pytest.raises(DataError):
+                evaluate_retrieval(loaded, scenes)
         path.unlink()
     assert accepts(scenes) == "no gnd.json with queries and their answers"
     with pytest.raises(DataError, match=r"holds no gnd\*\.json"):
@@ -217,7 +221,9 @@ def test_images_keep_their_shape_and_are_never_enlarged() -> None:
     image = torch.randint(0, 256, (3, 30, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert thumbnail(image, 20).shape == (3, 10, 20)
     assert torch.equal(thumbnail(image, 80), image)
-    assert torch.equal(cut(image, (-3.0, 9.6, 20.4, 90.0)), image[:, 10:, :20])
+    assert torch.equal(cut(image, (-3.0, 9.6, 20.4, 31.4)), image[:, 10:, :20])
+    with pytest.raises(DataError, match="Was the image made smaller"):
+        cut(image, (-3.0, 9.6, 20.4, 33.0))
 
 
 def test_multi_scale_is_the_mean_of_the_features(loaded: Loaded) -> None:

@@ -81,11 +81,22 @@ def accepts_clips(data: str | Path) -> str | None:
     return None
 
 
-def read_objects(tree: Tree, name: str) -> Tensor:
-    """Object ids (H, W) int64 in a mask, 0 the background: 0 and 255 alone are one object, else 255 is background."""
+def is_binary(tree: Tree, name: str) -> bool:
+    """Whether a mask holds nothing but 0 and 255: one object, as in DAVIS 2016."""
+    return set(torch.unique(read_mask(tree, name)).tolist()) <= {0, VOID_ID}
+
+
+def read_objects(tree: Tree, name: str, binary: bool) -> Tensor:
+    """Object ids (H, W) int64 in a mask, 0 the background: of a `binary` clip 255 is one object, else background.
+
+    Whether it is one is decided by the first mask: in another one everything may be gone but void.
+    """
     mask = read_mask(tree, name)
-    ids = torch.unique(mask).tolist()
-    return (mask == VOID_ID).long() if set(ids) <= {0, VOID_ID} else torch.where(mask == VOID_ID, 0, mask)
+    if not binary:
+        return torch.where(mask == VOID_ID, 0, mask)
+    if ((mask != 0) & (mask != VOID_ID)).any():
+        raise DataError(f"{printable(name)} holds numbers of objects, and the first mask of its clip only 0 and 255.")
+    return (mask == VOID_ID).long()
 
 
 def _listed(tree: Tree, found: list[str]) -> tuple[list[str], str | None]:
@@ -96,6 +107,8 @@ def _listed(tree: Tree, found: list[str]) -> tuple[list[str], str | None]:
             continue
         words = [line.split()[0] for line in text.splitlines() if line.strip()]
         clips = [posixpath.basename(posixpath.dirname(w)) if "/" in w else w for w in words]
+        if not clips:
+            raise DataError(f"{name} is empty: expected the name of a clip a line, or no such file to take all.")
         return sorted(set(clips)), name
     return found, None
 

@@ -15,6 +15,7 @@ from nolabel.evals.dense.iou import VOID
 from nolabel.evals.shared.trees import (
     Tree,
     below,
+    check_once,
     check_same_size,
     open_tree,
     read_mask,
@@ -80,6 +81,7 @@ def scan_masked(data: str | Path, classes_file: str | None = None, void: int | N
     tree = open_tree(data)
     given = None if classes_file is None else _parse(_load(Path(classes_file)), classes_file)
     layout, splits, classes, notes = _find(tree, data, given)
+    check_once({split: pairs.pictures for split, pairs in splits.items()})
     if void is not None:
         kept = [(n, i) for n, i in zip(classes.names, classes.ids, strict=True) if i != void]
         classes = classes._replace(
@@ -163,6 +165,9 @@ def _cityscapes(tree: Tree) -> tuple[dict[str, Pairs], Classes]:
             (n, "gtFine" + n.removeprefix("leftImg8bit").replace("_leftImg8bit.", f"_gtFine_{kind}.")) for n in pictures
         ]
         _check_there(tree, [mask for _, mask in pairs])
+        masks = {n for n in tree.names if n.startswith(f"gtFine/{split}/") and n.endswith(f"_{kind}.png")}
+        if lost := sorted(masks - {mask for _, mask in pairs}):
+            raise DataError(f"Masks without an image in leftImg8bit/{split}: {shown(lost)}.")
         if pairs:
             splits[split] = Pairs(*map(tuple, zip(*pairs, strict=True)))
     names = tuple(CITYSCAPES.split(","))
@@ -184,6 +189,8 @@ def _voc(tree: Tree) -> dict[str, Pairs]:
         if text is None:
             raise DataError(f"ImageSets/Segmentation/{split}.txt is missing: it lists the images of {split}.")
         names = text.split()
+        if not names:
+            raise DataError(f"The list of {split} in ImageSets/Segmentation is empty: expected a name a line.")
         lost = [name for name in names if name not in pictures or name not in masks]
         if lost:
             raise DataError(f"Names in {split}.txt without an image or without a mask: {shown(lost)}.")

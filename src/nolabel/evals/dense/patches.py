@@ -57,6 +57,11 @@ def dilated(loaded: Loaded, output_stride: int | None) -> Loaded:
         raise UsageError(f"output_stride is 8, 16 or 32, not {output_stride}.")
     with torch.random.fork_rng(devices=[]):
         wide = backbone(net.name, {**net.args, "output_stride": output_stride})
+    if wide.state_dict().keys() != net.state_dict().keys():  # a stage as wide as the one before it
+        raise UsageError(
+            f"{net.name} has other layers at an output stride of {output_stride} than it was trained with.\n"
+            "Use --output-stride 32."
+        )
     wide.load_state_dict(net.state_dict())
     wide.eval().requires_grad_(False)
     return loaded._replace(backbone=wide)

@@ -110,6 +110,8 @@ def evaluate_segmentation(
         metrics["finetune"] = _finetune(loaded, masked, test, config, schedule, head)
         settings["finetune"] = {"head": head, **schedule._asdict()}
     times.append(time.perf_counter())
+    if any(found["accuracy"] is None for found in metrics.values()):
+        raise DataError(f"Every pixel of {test} is void: there is nothing to measure.")
     result = {
         "protocol": "segmentation",
         "version": VERSION,

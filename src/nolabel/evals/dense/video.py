@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as VF
 
 from nolabel.errors import DataError, UsageError
-from nolabel.evals.dense.clips import Clip, Clips, read_objects, scan_clips
+from nolabel.evals.dense.clips import Clip, Clips, is_binary, read_objects, scan_clips
 from nolabel.evals.dense.contours import boundary_f
 from nolabel.evals.dense.iou import jaccard
 from nolabel.evals.dense.overlay import write_clip, write_mask
@@ -123,10 +123,10 @@ def over_time(values: Sequence[float]) -> Scores:
     )
 
 
-def score(predicted: Sequence[Tensor], truth: Sequence[Tensor], num_objects: int) -> list[tuple[Scores, Scores]]:
-    """J and F of each object over the frames; masks (H, W) hold ids 1 to `num_objects` and 0."""
+def score(predicted: Sequence[Tensor], truth: Sequence[Tensor], objects: Sequence[int]) -> list[tuple[Scores, Scores]]:
+    """J and F of each of `objects` over the frames; masks (H, W) hold their ids and 0."""
     found = []
-    for i in range(1, num_objects + 1):
+    for i in objects:
         pairs = [(p == i, t == i) for p, t in zip(predicted, truth, strict=True)]
         found.append(
             (over_time([float(jaccard(p, t)) for p, t in pairs]), over_time([boundary_f(p, t) for p, t in pairs]))
@@ -141,9 +141,10 @@ def _run(
     objects: dict[str, tuple[Scores, Scores]] = {}
     num_frames, seconds = 0, 0.0
     for clip in found.clips:
-        first = read_objects(found.tree, str(clip.masks[0]))
-        num_objects = int(first.max())
-        if num_objects < 1:
+        binary = is_binary(found.tree, str(clip.masks[0]))
+        first = read_objects(found.tree, str(clip.masks[0]), binary)
+        ids = torch.unique(first[first > 0]).tolist()  # a number may be missing
+        if not ids:
             raise DataError(f"The first mask of {clip.name} is empty: there is no object to follow.")
         start = time.perf_counter()
         if loaded is None:
@@ -152,8 +153,8 @@ def _run(
             masks = list(follow(loaded, found.tree, clip, first, config))
         seconds, num_frames = seconds + time.perf_counter() - start, num_frames + len(masks)
         scored = [i for i in range(1, len(clip.frames) - 1) if clip.masks[i] is not None]
-        truth = [_truth(found.tree, clip, i, first, num_objects) for i in scored]
-        for number, pair in enumerate(score([masks[i - 1] for i in scored], truth, num_objects), 1):
+        truth = [_truth(found.tree, clip, i, first, binary) for i in scored]
+        for number, pair in zip(ids, score([masks[i - 1] for i in scored], truth, ids), strict=True):
             objects[f"{clip.name}/{number}"] = pair
         if pictures is not None:
             _write(pictures, found.tree, clip, [first, *masks])
@@ -211,14 +212,15 @@ def _features(
                 yield found.patches[0].unflatten(0, found.grid)
 
 
-def _truth(tree: Tree, clip: Clip, index: int, first: Tensor, num_objects: int) -> Tensor:
+def _truth(tree: Tree, clip: Clip, index: int, first: Tensor, binary: bool) -> Tensor:
     name = str(clip.masks[index])
-    truth = read_objects(tree, name)
+    truth = read_objects(tree, name, binary)
     if truth.shape != first.shape:
         raise DataError(f"{name} and {clip.masks[0]} differ in size: all masks of a clip have the size of its frames.")
-    if int(truth.max()) > num_objects:
+    later = set(torch.unique(truth).tolist()) - set(torch.unique(first).tolist()) - {0}
+    if later:
         raise DataError(
-            f"{name} holds object {int(truth.max())}, and the first mask of {clip.name} only 1 to {num_objects}.\n"
+            f"{name} holds object {max(later)}, which the first mask of {clip.name} does not hold.\n"
             "An object that appears later cannot be followed from the first frame."
         )
     return truth

@@ -14,6 +14,7 @@ from nolabel.evals.objects.boxes import (
     SPLITS,
     Annotated,
     Boxed,
+    check_outline,
     has_file,
     make_objects,
     missing_pictures,
@@ -22,7 +23,7 @@ from nolabel.evals.objects.boxes import (
     text_of,
 )
 from nolabel.evals.objects.yolo import scan_yolo, yolo_folder
-from nolabel.evals.shared.trees import Tree, below, shown
+from nolabel.evals.shared.trees import Tree, below, check_once, shown
 from nolabel.views.draw import generator
 
 
@@ -34,8 +35,13 @@ def scan_boxed(data: str | Path, labels_folder: str | None = None) -> Boxed:
     """
     layout, tree = _find(data, labels_folder)
     if layout == "COCO":
-        return _coco(tree)
-    return _voc(tree) if layout == "PASCAL VOC" else scan_yolo(tree, labels_folder)
+        boxed = _coco(tree)
+    else:
+        boxed = _voc(tree) if layout == "PASCAL VOC" else scan_yolo(tree, labels_folder)
+    check_once({split: [one.picture for one in examples] for split, examples in boxed.splits.items()})
+    if len(set(boxed.classes)) < len(boxed.classes):
+        raise DataError(f"Two classes have the same name: {shown(sorted(boxed.classes), 12)}.")
+    return boxed
 
 
 def accepts_boxes(data: str | Path) -> str | None:
@@ -99,7 +105,7 @@ def load_coco(text: str, name: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
         lists = [content[key] for key in ("images", "annotations", "categories")]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         lists = []
     if not lists or not all(isinstance(found, list) for found in lists):
         raise DataError(
@@ -149,6 +155,11 @@ def draw_share(count: int, fraction: float, seed: int) -> list[int]:
 
 def _coco_split(tree: Tree, content: Mapping[str, Any], name: str, folder: str) -> tuple[Annotated, ...]:
     try:
+        for kind in ("images", "categories"):
+            ids = [int(one["id"]) for one in content[kind]]
+            if len(set(ids)) < len(ids):
+                twice = next(i for i in ids if ids.count(i) > 1)
+                raise DataError(f"{printable(name)}: the id {twice} stands twice in {kind}: expected every id once.")
         images = {int(image["id"]): image for image in content["images"]}
         pictures = {key: f"{folder}/{image['file_name']}" for key, image in images.items()}
         labels = {key: i for i, key in enumerate(sorted(int(c["id"]) for c in content["categories"]))}
@@ -168,7 +179,7 @@ def _coco_split(tree: Tree, content: Mapping[str, Any], name: str, folder: str) 
                 )
             by_image[one["image_id"]].append(one)
         return tuple(_coco_image(images[key], by_image[key], labels, pictures[key]) for key in sorted(images))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{printable(name)} has an entry that can't be read: {type(error).__name__} {error}.") from None
 
 
@@ -179,6 +190,8 @@ def _coco_image(
     size = int(image["height"]), int(image["width"])
     boxes = [(x, y, x + w, y + h) for x, y, w, h in (one["bbox"] for one in found)]
     outlined = all(one.get("segmentation") for one in found)
+    for one in found if outlined else ():
+        check_outline(one["segmentation"], size, f"{printable(picture)}, annotation {one.get('id')},")
     objects = make_objects(
         boxes,
         [labels[one["category_id"]] for one in found],
@@ -215,7 +228,10 @@ def _voc(tree: Tree) -> Boxed:
             names = own
         unknown = [name for name in own if name not in names]
         if unknown:
-            raise DataError(f"Objects in {split} of a class that train lacks: {shown(unknown)}.")
+            raise DataError(
+                f"Objects in {split} of a class that train lacks: {shown(unknown)}.\n"
+                f"Correct the name in Annotations/, or take their images out of {lists[0]}."
+            )
         splits[split] = tuple(_voc_image(root, key, pictures[key], names) for key, root in roots)
     return Boxed(tree, "PASCAL VOC", splits, tuple(names), False, [])
 
@@ -251,6 +267,6 @@ def _voc_image(root: Element, key: str, picture: str, names: Sequence[str]) -> A
 
 def _text(root: Element, path: str, key: str) -> str:
     found = root.findtext(path)
-    if found is None:
+    if found is None or not found.strip():
         raise DataError(f"Annotations/{printable(key)}.xml has no {path}.")
     return found.strip()

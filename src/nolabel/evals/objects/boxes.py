@@ -3,7 +3,7 @@
 import os
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,6 +142,28 @@ def make_objects(
         torch.tensor([ignored[i] for i in rows], dtype=torch.bool),
         None if outlines is None else tuple(outlines[i] for i in rows),
     )
+
+
+def check_outline(outline: Any, size: tuple[int, int], where: str) -> None:
+    """DataError for what is neither polygons within an image of `size` (height, width) nor run lengths of that size."""
+    try:
+        if isinstance(outline, Mapping):
+            good = tuple(outline["size"]) == size and isinstance(outline["counts"], list | str)
+        else:
+            limits = size[1] + SLACK, size[0] + SLACK
+            good = all(
+                len(p) >= 6
+                and len(p) % 2 == 0
+                and all(-SLACK <= min(p[i::2]) <= max(p[i::2]) <= limits[i] for i in (0, 1))
+                for p in outline
+            )
+    except (KeyError, TypeError):
+        good = False
+    if not good:
+        raise DataError(
+            f"{where} has an outline that can't be right: {printable(str(outline))[:80]}\n"
+            f"Expected polygons of three or more pairs, or run lengths, in an image of {size[1]} x {size[0]} pixels."
+        )
 
 
 def read_annotated(boxed: Boxed, one: Annotated) -> tuple[Tensor, Objects]:

@@ -43,8 +43,9 @@ def copy_set(data: str | Path, max_originals: int) -> CopySet:
         some = evenly(images, max_originals)
         cut = f"{len(some.names)} of {len(images.names)} images, evenly over their order"
         return CopySet(some, {}, (cut,) if len(some.names) < len(images.names) else ())
+    others = len(images.names) - sum(map(len, folders.values()))
     originals = images._replace(names=tuple(folders.pop("original")))
-    blocks, notes = {}, []
+    blocks, notes = {}, [f"{others} images outside of {', '.join(BLOCKS)} are left out"] if others else []
     for name in sorted(folders, key=_block_order):
         copies = images._replace(names=tuple(folders[name]))
         found = _originals_of(copies.names, originals.names)

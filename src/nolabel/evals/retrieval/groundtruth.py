@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
@@ -21,6 +22,7 @@ LEVELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """What is right and what is left out at each level (Radenović et al. 2018)."""
 
+_KEYS = {"easy", "hard", "junk", "bbx"}
 Box = tuple[float, float, float, float]
 
 
@@ -89,7 +91,7 @@ def _parse(content: bytes, file: str) -> tuple[list[str], list[str], list[Mappin
     try:
         found = json.loads(content)
         database, queries, entries = (found[key] for key in ("imlist", "qimlist", "gnd"))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{file} cannot be read ({type(error).__name__}: {printable(str(error))[:200]}).\n"
             "Expected a JSON object of imlist, qimlist (names of images) and gnd (an object for each query)."
@@ -110,6 +112,9 @@ def _check_entries(entries: Sequence[Any], database: Sequence[str], queries: Seq
         raise DataError(f"{file}: an image stands twice in imlist, so it would be found twice. Keep it once.")
     for query, entry in zip(queries, entries, strict=True):
         where = f"{file}, query {printable(query)}"
+        odd = sorted(entry.keys() - _KEYS) if isinstance(entry, dict) else []
+        if odd:  # such as `ok` of the old ground truth of Oxford: its answers would be lost in silence
+            raise DataError(f"{where}: {printable(str(odd[0]))} is none of easy, hard, junk and bbx.")
         kinds: list[Any] = [entry.get(k, []) if isinstance(entry, dict) else None for k in ("easy", "hard", "junk")]
         if not all(isinstance(kind, list) and all(type(i) is int for i in kind) for kind in kinds):
             raise DataError(f"{where}: easy, hard and junk must be lists of indices of imlist.")
@@ -128,7 +133,7 @@ def _check_box(box: Any, where: str) -> None:
     if box and not (
         isinstance(box, list)
         and len(box) == 4
-        and all(isinstance(side, int | float) for side in box)
+        and all(type(side) in (int, float) and math.isfinite(side) for side in box)
         and box[0] < box[2]
         and box[1] < box[3]
     ):

@@ -118,11 +118,18 @@ def thumbnail(image: Tensor, size: int) -> Tensor:
 
 
 def cut(image: Tensor, box: Box) -> Tensor:
-    """The part of `image` (3, H, W) in `box`, rounded to pixels. Raises DataError where there is none."""
+    """The part of `image` (3, H, W) in `box`, rounded to pixels.
+
+    Raises DataError where there is none, or where the box sticks out by more than 5 % of the image.
+    """
     left, top, right, bottom = (max(0, round(side)) for side in box)
     part = image[:, top:bottom, left:right]
-    if 0 in part.shape:
-        raise DataError(f"The box {box} of a query lies outside its image of {image.shape[2]}x{image.shape[1]} px.")
+    height, width = image.shape[1:]
+    if 0 in part.shape or right > 1.05 * width or bottom > 1.05 * height:
+        raise DataError(
+            f"The box {box} of a query lies outside its image of {width}x{height} px.\n"
+            "Boxes are left, top, right, bottom in pixels of the file. Was the image made smaller?"
+        )
     return part
 
 

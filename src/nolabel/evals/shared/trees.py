@@ -5,13 +5,13 @@ import os
 import posixpath
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from nolabel.data import archives, sources
@@ -95,7 +95,8 @@ def read_mask(tree: Tree, name: str) -> Tensor:
     except DataError:
         raise
     except Exception as error:  # Pillow's openers raise nearly anything on damaged files
-        raise DataError(f"The mask {printable(name)} cannot be read: {printable(str(error))[:200]}.") from None
+        what = "not an image" if isinstance(error, UnidentifiedImageError) else printable(str(error))[:200]
+        raise DataError(f"The mask {printable(name)} cannot be read: {what}.") from None
     if file.mode in _IDS:
         return torch.from_numpy(values[..., 0] if values.ndim == 3 else values)
     if values.ndim == 3 and (values[..., :3] == values[..., :1]).all():
@@ -114,6 +115,17 @@ def check_same_size(picture: Tensor, mask: Tensor, picture_name: str, mask_name:
             f"{printable(mask_name)} has {columns} x {rows} pixels, its image {printable(picture_name)} {w} x {h}.\n"
             "A mask must have the size of its image."
         )
+
+
+def check_once(splits: Mapping[str, Iterable[str]]) -> None:
+    """DataError where an image is in two splits, or twice in one: it would be counted twice, or learned and tested."""
+    seen: dict[str, str] = {}
+    for split, names in splits.items():
+        for name in names:
+            if name in seen:
+                where = f"twice in {split}" if seen[name] == split else f"in {seen[name]} and in {split}"
+                raise DataError(f"{printable(name)} is {where}: expected every image once.")
+            seen[name] = split
 
 
 def tree_fingerprint(tree: Tree, names: Iterable[str]) -> str:

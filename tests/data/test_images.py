@@ -9,6 +9,7 @@ import pickle
 import random
 import shutil
 import time
+import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -507,3 +508,17 @@ def test_real_zips(data_packs: Path) -> None:
     coco = scan(data_packs / "dense" / "coco256.zip")
     assert len(coco.names) == 256
     assert all(name.startswith("images/") for name in coco.names)
+
+
+def test_a_member_that_unpacks_to_more_than_it_says_takes_no_memory(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "d.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(50_000_000))
+    raw = (tmp_path / "d.zip").read_bytes()
+    (tmp_path / "d.zip").write_bytes(raw.replace((50_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
+    images = scan(tmp_path / "d.zip")
+    tracemalloc.start()
+    with pytest.raises(BadImage, match="CRC-32"):
+        read(images, 0)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 5_000_000

@@ -48,7 +48,9 @@ fi
     part ceilings python "$here/step.py" --ceilings --device "$device" $sizes
     part step python "$here/step.py" --device "$device" $sizes
     part step-large python "$here/step.py" --device "$device" $large --only step
-    part memory-large python "$here/step.py" --device "$device" $large --only memory
+    part step-keep-less python "$here/step.py" --device "$device" $large --only step --keep-less
+    part memory python "$here/step.py" --device "$device" $large --batch 96 --only memory
+    part memory-keep-less python "$here/step.py" --device "$device" $large --batch 96 --only memory --keep-less
     [ -n "${TINY:-}" ] || part step-compiled python "$here/step.py" --device "$device" $large --only step --compile
     part curves python "$here/step.py" --device "$device" $sizes --curves
     part photos python "$here/make_photos.py" "$out/photos" --number "$number"

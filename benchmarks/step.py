@@ -205,12 +205,13 @@ def ceilings(o: argparse.Namespace) -> None:
 
 
 def curves(o: argparse.Namespace) -> None:
-    """The step over batch, crops and K."""
+    """The step over batch, crops, K and image size."""
     print("| row | contender | ms | times faster than the reference |\n|---|---|---|---|", flush=True)
     for name, values in {
         "batch": [max(1, o.batch // 2), o.batch, 2 * o.batch],
         "num_local": [0, 4, 8],
         "prototypes": [o.prototypes // 16, o.prototypes, 2 * o.prototypes],
+        "global_size": [o.global_size // 2, o.global_size, o.global_size * 3 // 2],
     }.items():
         for value in values:
             job = make(o, **{name: value})
@@ -239,7 +240,7 @@ def main() -> None:
     parser.add_argument("--keep-less", action="store_true", help="nolabel makes cheap activations twice")
     parser.add_argument("--grad-checkpointing", action="store_true", help="nolabel makes all activations twice")
     parser.add_argument("--ceilings", action="store_true", help="of the machine instead")
-    parser.add_argument("--curves", action="store_true", help="over batch, crops and K instead")
+    parser.add_argument("--curves", action="store_true", help="over batch, crops, K and image size instead")
     parser.add_argument("--only", default="", help="one of loss, clip, optimizer, teacher, step, memory")
     parser.add_argument("--tiny", action="store_true")
     o = parser.parse_args()

@@ -260,8 +260,8 @@ def test_plain_attention_says_the_same_and_is_for_few_patches() -> None:
     net = backbone("vit_tiny_patch16_224", {"depth": 2, "embed_dim": 32, "num_heads": 2}, image_size=32).eval()
     x = torch.randn(2, 3, 32, 32)
     fused = net(x)
-    net.plain_attention(272)  # 17 x 17 patches
+    net.plain_attention(528)  # 33 x 33 patches
     assert all(block.attn.fused_attn for block in net.model.blocks)
-    net.plain_attention(256)
+    net.plain_attention(512)
     assert not any(block.attn.fused_attn for block in net.model.blocks)
     torch.testing.assert_close(net(x).patches, fused.patches)

@@ -165,9 +165,9 @@ class Backbone(nn.Module):
     def plain_attention(self, image_size: int) -> None:
         """Attention of ViTs by two products and a softmax, not by torch's fused function: faster in bf16 on CPUs.
 
-        It keeps the weights of all pairs of tokens for the backward pass, so only for at most 256 patches.
+        It keeps the weights of all pairs of tokens for the backward pass, so only for at most 1,024 patches.
         """
-        if self.patch_size is not None and (image_size // self.patch_size) ** 2 <= 256:
+        if self.patch_size is not None and (image_size // self.patch_size) ** 2 <= 1024:
             for module in self.model.modules():
                 if isinstance(module, Attention):
                     module.fused_attn = False  # type: ignore[misc]  # timm's own switch, but for TorchScript

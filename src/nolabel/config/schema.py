@@ -48,7 +48,7 @@ class TrainConfig(Generic[M]):
     grad_checkpointing: bool = False
     """Make all activations a second time in the backward pass: the least memory, a fifth to a third slower."""
     compile: bool = False
-    """torch.compile the student."""
+    """torch.compile the networks block by block: for GPUs; on a CPU it takes over a minute and gains 3 %."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where the hardware multiplies it fast, else fp32."""
     device: str = "auto"

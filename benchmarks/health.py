@@ -85,7 +85,7 @@ def healthy(cifar10: bool) -> Iterator[tuple[str, Planned]]:
             for recipe in ("mocov2-small", "densecl-small"):
                 yield f"{recipe}-{data}-s{seed}", Planned(recipe, (), DENSE, 800, 32, 0.3, data, seed)
             yield f"dino-{data}-s{seed}", Planned("dino-small", (), DINO, 1500, 32, 0.008, data, seed)
-            yield f"msn-{data}-s{seed}", Planned("msn-small", (), MSN, 1500, 32, 0.004, data, seed)
+            yield f"msn-{data}-s{seed}", Planned("msn-small", (), MSN, 2500, 32, 0.004, data, seed)
 
 
 def prepare(folder: Path) -> None:

@@ -92,7 +92,8 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--compile", action="store_true", help="nolabel's networks block by block")
+    for name in ("compile", "keep-less", "grad-checkpointing"):
+        parser.add_argument(f"--{name}", action="store_true", help="nolabel's setting")
     o = parser.parse_args()
     torch.manual_seed(o.seed)
     print(vars(o), torch.__version__, torch.cuda.get_device_name() if o.device == "cuda" else "", flush=True)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything that needs a GPU, on a machine with one and no network: ceilings, the reference, then ours.
+# Every benchmark of speed in one command, on a machine with a GPU and no network: ceilings, the reference, then ours.
 #
 #   benchmarks/gpu.sh FOLDER [PART...]            # all parts, or those that are named
 #   DEVICE=cpu TINY=1 benchmarks/gpu.sh FOLDER    # to see it run
@@ -36,10 +36,12 @@ if [ -n "${TINY:-}" ]; then
     dino="$vit --method.global-size 32 --method.local-size 32 --method.num-local 2 --method.num-prototypes 64"
     msn="$vit --method.random-size 64 --method.focal-size 32 --method.num-focal 2 --method.num-prototypes 16"
     densecl='--backbone resnet18 --method.size 64 --method.queue-size 64'
+    whole='--backbone vit_tiny_patch16_224 --batch 2 --global-size 32 --local-size 16 --prototypes 512 --rounds 1 --workers 1'
 else
     sizes='--batch 64 --rounds 7' large='--batch 256 --rounds 5' number=8192
     short='--steps 100 --batch-size 256 --workers auto'
     dino='' msn='' densecl=''
+    whole="--batch 256 --rounds 5 --steps 30 --workers $(($(nproc) - 1))"
 fi
 
 # Options are words without spaces, split on purpose.
@@ -54,6 +56,8 @@ fi
     [ -n "${TINY:-}" ] || part step-compiled python "$here/step.py" --device "$device" $large --only step --compile
     part curves python "$here/step.py" --device "$device" $sizes --curves
     part photos python "$here/make_photos.py" "$out/photos" --number "$number"
+    part end-to-end python "$here/end_to_end.py" "$out/photos" --device "$device" $whole
+    part views python "$here/speed.py" --rounds 5
     for recipe in dino msn densecl; do
         eval "own=\$$recipe"
         for augment in cpu device; do

@@ -71,12 +71,7 @@ def crash_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 def test_a_run_on_shards_is_that_on_the_folder(
-    whole: Path,
-    tiny: dict[str, Any],
-    pictures: Path,
-    tmp_path: Path,
-    crash_at: Callable[[int], None],
-    monkeypatch: pytest.MonkeyPatch,
+    whole: Path, tiny: dict[str, Any], pictures: Path, tmp_path: Path, crash_at: Callable[[int], None], monkeypatch: Any
 ) -> None:
     """Started on the folder, gone on with from shards in the middle of the second epoch."""
     data, out = shutil.copytree(pictures / "train", tmp_path / "data"), tmp_path / "run"

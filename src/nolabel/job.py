@@ -84,13 +84,7 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
     if method.sync_batchnorm:
         distributed.synchronize_batchnorm(method)
     method.to(device).train()
-    for net in [m for m in method.modules() if isinstance(m, Backbone)]:
-        if device.type == "cpu" and config.precision == "bf16":
-            net.plain_attention(config.method.image_size)
-        if config.compile:
-            net.compile_blocks()
-        if config.keep_less:
-            net.keep_less()
+    _set_up_networks(method, config, device)
     model = distributed.data_parallel(method)
     stream = _stream(config, images, method, device)
     config = replace(config, augment="device" if stream.whole else "cpu")
@@ -120,6 +114,17 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
         fingerprints=[],
         out=Path(config.out),
     )
+
+
+def _set_up_networks(method: Method, config: TrainConfig[Any], device: torch.device) -> None:
+    """How the backbones compute, which changes no weight and no name in the state dict."""
+    for net in [m for m in method.modules() if isinstance(m, Backbone)]:
+        if device.type == "cpu" and config.precision == "bf16":
+            net.plain_attention(config.method.image_size)
+        if config.compile:
+            net.compile_blocks()
+        if config.keep_less:
+            net.keep_less()
 
 
 def _stream(config: TrainConfig[Any], images: Images, method: Method, device: torch.device) -> Stream:

@@ -17,10 +17,10 @@ import torch
 
 from nolabel.config import TrainConfig, find_device, resolve
 from nolabel.data.images import Images
-from nolabel.job import Job, build
 from nolabel.methods.densecl import DenseCLConfig
-from nolabel.optim import OptimConfig
-from nolabel.train import training_step
+from nolabel.optim.optimizers import OptimConfig
+from nolabel.training.job import Job, build
+from nolabel.training.step import training_step
 
 
 def make(options: argparse.Namespace, dense_weight: float) -> Job:

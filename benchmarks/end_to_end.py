@@ -15,6 +15,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import plain
@@ -25,8 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from nolabel.data.images import Images, read, scan
 from nolabel.data.loader import PREFETCH, batches, samples
-from nolabel.job import Job
-from nolabel.train import on_device, training_step
+from nolabel.training.job import Job
+from nolabel.training.step import on_device, training_step
 
 STEPS = range(1_000_000)
 Start = Callable[[], Iterator[object]]
@@ -101,7 +102,7 @@ def main() -> None:
     starts: dict[str, Start] = {}
     for name, precision in (("reference, fp32", "fp32"), ("reference", o.precision)):
         job = make(o, precision=precision)
-        job = job._replace(stream=job.stream._replace(images=images))
+        job = replace(job, stream=job.stream._replace(images=images))
         found = contenders(job, with_lightly=False)["reference"]
         found.step(batch_of(job))  # warm
         starts[name] = theirs(job, found, o.workers)

@@ -35,7 +35,7 @@ from nolabel.data import loader, sources
 from nolabel.data.images import scan
 from nolabel.data.loader import Batch, Stream, batches, samples
 from nolabel.data.workers import PREFETCH
-from nolabel.views import compiled  # needs the extra `fast`
+from nolabel.views import cpu_numba
 
 Way = Callable[[Stream, int, int], Iterator[Batch]]
 """Stream, number of batches, workers -> the batches."""
@@ -126,7 +126,7 @@ class Unlocked:
 def locked_share(stream: Stream, number: int) -> tuple[float, float]:
     """(Milliseconds an image with the lock, their share)."""
     clock = Unlocked()
-    places = [(simplejpeg, "decode_jpeg"), (F, "interpolate"), (compiled, "_apply"), (sources, "read_file")]
+    places = [(simplejpeg, "decode_jpeg"), (F, "interpolate"), (cpu_numba, "_apply"), (sources, "read_file")]
     places += [(torch, "cat"), (torch, "stack"), (torch.Tensor, "contiguous")]
     before = [getattr(place, name) for place, name in places]
     for place, name in places:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import nolabel
-from nolabel.data import demo
+from nolabel.data.demo import world as world_module
 from nolabel.errors import NumericError
-from nolabel.health import Diagnosis, Facts, diagnose, facts
+from nolabel.health.diagnosis import Diagnosis, Facts, diagnose, facts
 
 GAIN = 5.0
 """Points of 20-NN above the untrained network from which a run counts as healthy."""
@@ -92,7 +92,7 @@ def prepare(folder: Path) -> None:
     """The demo world, and a folder of one picture many times over."""
     if not (folder / "world" / "val").exists():
         shutil.rmtree(folder / "world", ignore_errors=True)
-        demo.write(folder / "world", NUM_IMAGES, NUM_IMAGES // 4, SIZE, 0)
+        world_module.write(folder / "world", NUM_IMAGES, NUM_IMAGES // 4, SIZE, 0)
     dead = folder / "dead" / "train"
     if not dead.exists():
         dead.mkdir(parents=True)

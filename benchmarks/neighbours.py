@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from nolabel.evals.images.neighbours import knn
+from nolabel.evals.classification.neighbours import knn
 from nolabel.evals.retrieval.ranking import rankings
 from nolabel.evals.shared.features import FeatureTable
 

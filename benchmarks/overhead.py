@@ -7,7 +7,6 @@ From the parts follows the share of a run of any length: a look at each evaluati
 """
 
 import argparse
-import importlib
 import math
 import shutil
 import time
@@ -18,10 +17,9 @@ from statistics import median
 from typing import Any
 
 import nolabel
-from nolabel import journal, monitor
 from nolabel.config.resolve import BETWEEN_LOOKS
+from nolabel.training import loop, metrics_log, monitor
 
-loop = importlib.import_module("nolabel.train")  # the attribute nolabel.train is the function
 NARROW = {"backbone_args": ["layers=[1,1,1,1]", "channels=[32,64,128,256]", "output_stride=8"]}
 DINO = {"global_size": 32, "local_size": 16, "num_local": 2, "num_prototypes": 512, "hidden_dim": 256}
 MSN = {"random_size": 32, "focal_size": 16, "num_focal": 2, "num_prototypes": 128, "hidden_dim": 256}
@@ -54,7 +52,12 @@ def measured(recipe: str, data: str, out: Path, steps: int) -> tuple[Times, int]
     times: Times = defaultdict(list)
     kept: list[tuple[Any, str, Callable[..., Any]]] = []
     parts = [(loop, "training_step"), (monitor, "_features"), (monitor, "_picture"), (monitor, "report")]
-    parts += [(monitor, "look"), (journal, "judge_health"), (journal, "_weight_norm"), (monitor, "monitor")]
+    parts += [
+        (monitor, "evaluate_now"),
+        (metrics_log, "judge_health"),
+        (metrics_log, "_weight_norm"),
+        (monitor, "open_monitor"),
+    ]
     sizes: list[int] = []
     for where, name in parts:
         kept.append((where, name, getattr(where, name)))
@@ -105,7 +108,7 @@ def main() -> None:
         times, size = measured(recipe, options.data, options.folder / recipe, options.steps)
         parts = {name: median(values) for name, values in times.items()}
         print(f"{recipe}: {options.steps} steps, a look at {size} images; CPU ms, medians", flush=True)
-        names = ("training_step", "look", "_features", "_picture", "report", "judge_health", "_weight_norm")
+        names = ("training_step", "evaluate_now", "_features", "_picture", "report", "judge_health", "_weight_norm")
         print("  " + ", ".join(f"{name.strip('_')} {parts[name]:.2f}" for name in names))
         for steps in LENGTHS:
             percent, images = share(parts, steps, size)

@@ -15,8 +15,9 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nolabel.job import Job, build
-from nolabel.train import DTYPES, training_step
+from nolabel.networks.network import Network
+from nolabel.training.job import Job, build
+from nolabel.training.step import DTYPES, training_step
 
 
 class Contender(NamedTuple):
@@ -32,15 +33,16 @@ class Contender(NamedTuple):
 
 def nolabel(job: Job, z: Tensor, teacher_z: Tensor) -> Contender:
     """Ours; `z` (V, B, 256) and `teacher_z` (2, B, 256) are for the loss alone."""
-    from nolabel.losses import Outputs, dino_loss, product_dtype
-    from nolabel.momentum import move_teacher
-    from nolabel.optim import clip_grad
+    from nolabel.losses.distillation import Outputs, dino_loss
+    from nolabel.losses.products import product_dtype
+    from nolabel.networks.teacher import move_teacher
+    from nolabel.optim.optimizers import clip_grad
 
     method, dtype, number = job.method, DTYPES[job.config.precision], iter(range(1_000_000))
 
     def loss() -> Tensor:
         with torch.autocast(job.device.type, dtype, enabled=dtype != torch.float32):
-            rows, own = (n["head"].last_layer.rows(product_dtype(z.float())) for n in (method.teacher, method.student))
+            rows, own = (n.head.last_layer.rows(product_dtype(z.float())) for n in (method.teacher, method.student))
             found = dino_loss(Outputs(z, own, 0.1), Outputs(teacher_z, rows, 0.04), method.center).loss
         found.backward()
         return found.detach()
@@ -80,14 +82,14 @@ def reference(job: Job, z: Tensor, teacher_z: Tensor) -> Contender:
     def mixed() -> torch.autocast:
         return torch.autocast(job.device.type, dtype, enabled=dtype != torch.float32)
 
-    def prototypes(network: nn.ModuleDict, x: Tensor) -> Tensor:
-        last = network["head"].last_layer
+    def prototypes(network: Network[Any], x: Tensor) -> Tensor:
+        last = network.head.last_layer
         return F.linear(x, last.weight_g * F.normalize(last.weight_v, dim=1))  # type: ignore[union-attr,operator,arg-type]
 
-    def bottleneck(network: nn.ModuleDict, views: list[Tensor]) -> Tensor:
+    def bottleneck(network: Network[Any], views: list[Tensor]) -> Tensor:
         sizes = sorted({v.shape[-1] for v in views}, reverse=True)
-        pooled = [network["backbone"](torch.cat([v for v in views if v.shape[-1] == s])).pooled for s in sizes]
-        return network["head"].bottleneck(torch.cat(pooled))  # type: ignore[no-any-return,union-attr,operator]
+        pooled = [network.backbone(torch.cat([v for v in views if v.shape[-1] == s])).pooled for s in sizes]
+        return network.head.bottleneck(torch.cat(pooled))  # type: ignore[no-any-return,union-attr,operator]
 
     def pairs(said: Tensor, told: Tensor, num_views: int) -> Tensor:
         """Logits of all crops and of the teacher's two."""

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nolabel.cli import main
+from nolabel.cli.main import main
 from nolabel.evals.protocols import PROTOCOLS
 
 PACKS = Path(os.environ.get("NOLABEL_DATA", "../shared/data"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from nolabel.cli import main
+from nolabel.cli.main import main
 
 
 def run(recipe: str, data: str, out: str, options: list[str]) -> None:

@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nolabel.config import TrainConfig, find_device, resolve
 from nolabel.data.images import Images
-from nolabel.job import Job, build
 from nolabel.methods.dino import DINOConfig
+from nolabel.training.job import Job, build
 
 
 class Operations(TorchDispatchMode):

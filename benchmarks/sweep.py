@@ -21,8 +21,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from nolabel.evals.images.linear import LRS
-from nolabel.evals.images.probes import HEADS, Heads, Plan, table_batches, train_heads
+from nolabel.evals.classification.linear import LRS
+from nolabel.evals.classification.probes import HEADS, Heads, Plan, table_batches, train_heads
 from nolabel.evals.shared.pieces import Layout
 
 NUM_IMAGES, WIDTH, NUM_CLASSES = 9469, 384, 10

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import nolabel
-from nolabel.data import demo
+from nolabel.data.demo import world
 
 PROTOTYPES = 512
 NETWORK = {
@@ -76,7 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     with nullcontext(options.keep) if options.keep else tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        demo.write(folder / "world", options.images, options.images // 4, 32, options.seed)
+        world.write(folder / "world", options.images, options.images // 4, 32, options.seed)
         print(f"{'':<22}{'loss':>8}{'entropy / ln K':>16}{'KL':>12}{'untrained':>12}{'20-NN %':>10}")
         for name, changes in VARIANTS.items():
             print(run(name, changes, folder, options.steps, options.seed), flush=True)

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 import nolabel
-from nolabel.data import demo
 from nolabel.data.decode import decode
-from nolabel.matching import match
+from nolabel.data.demo import world
+from nolabel.networks.matching import match
 from nolabel.plots.matches import right_matches, true_places, two_views
-from nolabel.weights import load_weights
+from nolabel.weights.load import load_weights
 
 NETWORK = {
     "backbone": "resnet18",
@@ -114,7 +114,7 @@ def main() -> None:
         folder = Path(place)
         data = options.data or folder / "world"
         if not options.data:
-            demo.write(data, options.images, options.images // 4, SIZE, options.seed)
+            world.write(data, options.images, options.images // 4, SIZE, options.seed)
         dense = f"{'dense':>8}{'by place %':>11}{'right %':>9}{'both ways %':>12}"
         print(f"{'':<22}{'global':>8}{dense}{'untrained':>12}{'20-NN %':>10}")
         for name in options.only:

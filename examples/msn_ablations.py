@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import nolabel
-from nolabel.data import demo
+from nolabel.data.demo import world
 
 PROTOTYPES = 128
 NETWORK = {
@@ -94,7 +94,7 @@ def main() -> None:
         folder = Path(place)
         data = options.data or folder / "world"
         if not options.data:
-            demo.write(data, options.images, options.images // 4, 32, options.seed)
+            world.write(data, options.images, options.images // 4, 32, options.seed)
         print(f"{'':<24}{'ce':>8}{'gap / ln K':>11}{'used':>7}{'untrained':>11}{'20-NN %':>9}{'img/s':>8}")
         for name in options.only:
             print(run(name, VARIANTS[name], data, folder, options.steps, options.seed), flush=True)

@@ -15,10 +15,10 @@ import time
 import torch
 from torch import Tensor
 
-from nolabel.backbones import Backbone, backbone
-from nolabel.masks import num_kept
 from nolabel.methods.msn import MSN, MSNConfig
-from nolabel.schedules import Clock
+from nolabel.networks.backbones import Backbone, backbone
+from nolabel.networks.masks import num_kept
+from nolabel.optim.schedules import Clock
 
 RATIOS = (0.0, 0.15, 0.3, 0.5, 0.7)
 

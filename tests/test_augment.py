@@ -1,15 +1,14 @@
 """Runs whose views are made on the device: the same run as on the CPU within rounding, and exact to resume."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import nolabel
+from nolabel.training import loop, start
 from nolabel.views import fastest
 
-loop = importlib.import_module("nolabel.train")
 STEPS = 4
 
 
@@ -53,14 +52,14 @@ def test_a_run_on_the_device_is_the_run_on_the_cpu_and_resumes_exactly(
 def test_a_run_from_before_the_setting_goes_on_with_torch(
     tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, build, engines = tmp_path / "run", loop.build, []
+    out, build, engines = tmp_path / "run", start.build, []
 
     def seen(*arguments: Any) -> Any:
         job = build(*arguments)
         engines.append(job.stream.engine)
         return job
 
-    monkeypatch.setattr(loop, "build", seen)
+    monkeypatch.setattr(start, "build", seen)
     nolabel.train("dino-small", **tiny | {"data": pictures / "train", "out": out, "steps": 1})
     config = out / "config.yaml"
     kept = [line for line in config.read_text(encoding="utf-8").splitlines(True) if "view_engine" not in line]

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nolabel.backbones import Backbone, Features, backbone, cosine_to_pooled, parse_args
+from nolabel.config.text import parse_args
 from nolabel.errors import UsageError
+from nolabel.networks.backbones import Backbone, Features, backbone
+from nolabel.networks.inspect import cosine_to_pooled
 
 VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 SMALL: dict[str, tuple[str, Mapping[str, Any]]] = {

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nolabel import blocks
-from nolabel.backbones import Backbone, backbone
-from nolabel.blocks import LeanAttention, LeanBlock, LeanMlp, remade
 from nolabel.config import check
+from nolabel.config.load import load_recipe
 from nolabel.errors import UsageError
-from nolabel.job import recipe_config
+from nolabel.networks import lean_blocks
+from nolabel.networks.backbones import Backbone, backbone
+from nolabel.networks.lean_blocks import LeanAttention, LeanBlock, LeanMlp, remade
 
 SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 OTHERS: dict[str, dict[str, Any]] = {
@@ -111,7 +111,7 @@ def test_what_has_no_such_blocks_is_refused() -> None:
     with pytest.raises(UsageError, match="resnet18 is none: use --grad-checkpointing"):
         net.keep_less()
     for other in ("compile", "grad_checkpointing"):
-        config = recipe_config("dino-small")
+        config = load_recipe("dino-small")
         for name in (other, "keep_less"):
             object.__setattr__(config, name, True)
         with pytest.raises(UsageError, match="leave out --keep-less"):
@@ -120,5 +120,5 @@ def test_what_has_no_such_blocks_is_refused() -> None:
 
 def test_blocks_of_another_kind_stay() -> None:
     other = nn.Sequential(nn.Linear(2, 2))
-    blocks.keep_less(type("Model", (), {"blocks": other})())  # type: ignore[arg-type]
+    lean_blocks.keep_less(type("Model", (), {"blocks": other})())  # type: ignore[arg-type]
     assert type(other[0]) is nn.Linear

@@ -12,10 +12,18 @@ import pytest
 import torch
 from torch import nn
 
-from nolabel import checkpoint
-from nolabel.checkpoint import Checkpoint, keep_newest, load_newest, optimizer_tensors, restore_optimizer, save, verify
 from nolabel.errors import StorageError
-from nolabel.optim import OptimConfig, optimizer
+from nolabel.optim.optimizers import OptimConfig, optimizer
+from nolabel.runs import checkpoint
+from nolabel.runs.checkpoint import (
+    Checkpoint,
+    keep_newest,
+    load_newest,
+    optimizer_tensors,
+    restore_optimizer,
+    save,
+    verify,
+)
 
 FILES = ["manifest.json", "model.safetensors", "optim.safetensors", "state.json"]
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import nolabel
-from nolabel import cli
+from nolabel.cli import main
 from nolabel.config import read_yaml
 
 
@@ -26,7 +26,7 @@ def options(tiny: dict[str, Any]) -> list[str]:
 def call(*arguments: object) -> int:
     """Run a command in this process; gives its exit code."""
     try:
-        cli.main([str(a) for a in arguments])
+        main.main([str(a) for a in arguments])
     except SystemExit as left:
         return int(left.code or 0)
     return 0

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from nolabel.api import recipe_config
-from nolabel.backbones import parse_args
 from nolabel.config import TrainConfig, check, find_device, fit_processes, read_yaml, resolve, to_yaml, update
+from nolabel.config.load import config_yaml, from_mapping, load_recipe, method_name
+from nolabel.config.text import parse_args
 from nolabel.errors import DataError, UsageError
-from nolabel.job import config_from, config_yaml, method_name
 from nolabel.methods import METHODS
 from nolabel.methods.dino import DINO, DINOConfig
 from nolabel.methods.simclr import SimCLRConfig
@@ -32,13 +31,11 @@ def written(tmp_path: Path, text: str) -> Path:
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("resolved", [False, True])
 def test_every_recipe_goes_to_yaml_and_back(name: str, resolved: bool, tmp_path: Path) -> None:
-    config = dataclasses.replace(
-        recipe_config(name), data="bilder/ä: b", backbone_args=("patch_size=4", "layers=[1,2]")
-    )
+    config = dataclasses.replace(load_recipe(name), data="bilder/ä: b", backbone_args=("patch_size=4", "layers=[1,2]"))
     if resolved:
         config = resolve(config, 100_000, 2, CPU)
         assert "auto" not in re.sub(r"#.*", "", config_yaml(config))
-    back = config_from(read_yaml(written(tmp_path, config_yaml(config))), "config.yaml")
+    back = from_mapping(read_yaml(written(tmp_path, config_yaml(config))), "config.yaml")
     assert back == config and method_name(back) == RECIPES[name].method
     assert parse_args(back.backbone_args) == {"patch_size": 4, "layers": (1, 2)}
 
@@ -149,7 +146,7 @@ def test_a_missing_and_a_binary_file_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [{}, {"method_name": "dyno"}, {"method_name": ["dino"]}])
 def test_a_config_names_its_method(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="names no method: expected method_name to be one of densecl, dino, "):
-        config_from(values, "config.yaml")
+        from_mapping(values, "config.yaml")
 
 
 def test_auto_is_resolved_and_what_was_chosen_is_kept() -> None:
@@ -250,7 +247,7 @@ def test_a_warmup_of_the_teacher_temperature_that_is_longer_than_the_run_shrinks
 
 def test_the_paper_recipes_hold_the_papers_numbers() -> None:
     """Caron et al. 2021 and Chen et al. 2020; the linear rule lr * batch / 256 is in `optim`."""
-    dino, boosted, resnet = (recipe_config(n) for n in ("dino", "dino-boosted", "dino-resnet50"))
+    dino, boosted, resnet = (load_recipe(n) for n in ("dino", "dino-boosted", "dino-resnet50"))
     assert (dino.backbone, dino.epochs, dino.batch_size) == ("vit_small_patch16_224", 100, 512)
     c, o = dino.method, dino.optim
     assert (c.num_prototypes, c.hidden_dim, c.bottleneck_dim, c.head_layers) == (65536, 2048, 256, 3)
@@ -264,7 +261,7 @@ def test_the_paper_recipes_hold_the_papers_numbers() -> None:
     assert (resnet.backbone, resnet.optim.name, resnet.optim.lr) == ("resnet50", "sgd", 0.03)
     assert (resnet.optim.weight_decay, resnet.optim.weight_decay_end) == (1e-4, 1e-4)
     assert (resnet.method.global_scale, resnet.method.local_scale) == ((0.14, 1.0), (0.05, 0.14))
-    simclr = recipe_config("simclr")
+    simclr = load_recipe("simclr")
     assert isinstance(simclr.method, SimCLRConfig)
     assert (simclr.method.temperature, simclr.method.projection_dim, simclr.method.scale) == (0.1, 128, (0.08, 1.0))
     assert (simclr.optim.name, simclr.optim.lr, simclr.optim.warmup_epochs, simclr.optim.min_lr) == ("lars", 0.3, 10, 0)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nolabel import distributed
-from nolabel.distributed import SyncBatchNorm, synchronize_batchnorm
+from nolabel.distributed.batchnorm import SyncBatchNorm, synchronize_batchnorm
 
 
 def test_one_process_is_the_identity() -> None:

@@ -77,10 +77,10 @@ def run(block: Block, folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from nolabel.data import demo
+    from nolabel.data.demo import world as world_module
 
     folder = tmp_path_factory.mktemp("docs")
-    demo.write(folder / "labelled", num_train=64, num_val=32, size=64, seed=0)
+    world_module.write(folder / "labelled", num_train=64, num_val=32, size=64, seed=0)
     (folder / "photos").mkdir()
     for number, image in enumerate(sorted((folder / "labelled" / "train").rglob("*.png"))):
         shutil.copy(image, folder / "photos" / f"{number:04}.png")

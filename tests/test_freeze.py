@@ -8,8 +8,9 @@ sys.path.insert(0, str(Path(__file__).with_name("freeze")))
 from compare import differences, format_hashes, parse_hashes, selected
 from items import GROUPS
 
+from nolabel.catalog import PROTOCOLS
 from nolabel.methods import METHODS
-from nolabel.recipes import PROTOCOLS, RECIPES
+from nolabel.recipes import RECIPES
 
 OLD = {"eval/knn": "a", "help/train dino": "b", "method/dino": "c"}
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nolabel.heads import DINOHead, Projector, Prototypes
+from nolabel.networks.heads import DINOHead, Projector, Prototypes
 
 
 def count(module: nn.Module) -> int:

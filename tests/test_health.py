@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nolabel.health import WINDOW, Facts, diagnose, facts
-from nolabel.losses import information
-from nolabel.spread import FeatureSignals, feature_signals
+from nolabel.health.diagnosis import WINDOW, Facts, diagnose, facts
+from nolabel.health.features import FeatureSignals, feature_signals
+from nolabel.losses.distillation import information
 
 N, D, K = 1024, 128, 4096
 FACTS = Facts("dino", {"teacher_temp": 0.04, "freeze_last_layer": 1, "center_momentum": 0.9}, D, K, 100)

@@ -8,7 +8,7 @@ import pytest
 
 FAULTS = """
 import resource, sys, torch
-from nolabel.job import keep_freed_memory
+from nolabel.training.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 for _ in range(16):  # glibc finds a place for aligned blocks of this size after some tries

@@ -12,8 +12,8 @@ from nolabel.config import TrainConfig
 from nolabel.data import loader
 from nolabel.data.images import scan
 from nolabel.data.loader import Stream, batches
-from nolabel.journal import advice
 from nolabel.methods.dino import DINO
+from nolabel.training.feeding import advice
 from nolabel.views import View
 
 SLEEP = 0.02

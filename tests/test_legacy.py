@@ -14,9 +14,9 @@ import timm
 import torch
 
 import nolabel
-from nolabel import saving
 from nolabel.errors import DataError, UsageError
 from nolabel.report import report
+from nolabel.training import events as training_events
 
 LEGACY = Path(__file__).with_name("legacy")
 TOLERANCE = {"2026-11-22": 0.1, "2026-11-24": 1e-3}
@@ -54,8 +54,8 @@ def test_an_old_run_goes_on(
     run: Path, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     day, before = request.node.callspec.params["run"], losses(run)
-    now = saving._versions()
-    monkeypatch.setattr(saving, "_versions", lambda: now | {"timm": "99.0"})
+    now = training_events.versions()
+    monkeypatch.setattr(training_events, "versions", lambda: now | {"timm": "99.0"})
     assert nolabel.resume(run).status()["state"] == "done"
     after = losses(run)
     assert before.keys() == after.keys() == set(range(1, 7))

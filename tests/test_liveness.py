@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from nolabel import liveness
 from nolabel.errors import DEAD_PROCESS
-from nolabel.run import Run
+from nolabel.runs.folder import Run
+from nolabel.training import heartbeat as heartbeat_module
 
 SCRIPT = """
 import importlib, json, os, sys
 import nolabel
-from nolabel import liveness
+from nolabel.training import heartbeat as heartbeat_module
 
-liveness.BEAT, liveness.SILENCE, liveness.STANDSTILL = 0.3, 6.0, 15.0
-loop = importlib.import_module("nolabel.train")
+heartbeat_module.BEAT, heartbeat_module.SILENCE, heartbeat_module.STANDSTILL = 0.3, 6.0, 15.0
+from nolabel.training import loop
 step, settings, hang = loop.training_step, json.loads(sys.argv[1]), sys.argv[2] == "hang"
 
 def hanging(job, views, clock):
@@ -126,8 +126,8 @@ Beat = tuple[float, float, str, float]  # seconds since the heartbeat, since the
 def test_what_counts_as_a_problem(second: Beat, problem: str | None) -> None:
     def seen(beat_ago: float, moved_ago: float, doing: str, longest: float) -> Any:
         now = time.monotonic()
-        return liveness._Seen(json.dumps([7, doing, 7, longest, 0.0]), now - beat_ago, now - moved_ago)
+        return heartbeat_module._Seen(json.dumps([7, doing, 7, longest, 0.0]), now - beat_ago, now - moved_ago)
 
     first = seen(1, second[1] if second[0] < 10 else 1, "training", 0)
-    found = liveness._problem({0: first, 1: seen(*second)}, liveness.Pulse(0))
+    found = heartbeat_module._problem({0: first, 1: seen(*second)}, heartbeat_module.Pulse(0))
     assert found is None if problem is None else problem in str(found)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nolabel.losses import Outputs, dino_loss, entropy, nt_xent
+from nolabel.losses.contrastive import nt_xent
+from nolabel.losses.distillation import Outputs, dino_loss, entropy
 
 B, K, D = 3, 7, 5
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from nolabel.errors import UsageError
-from nolabel.masks import draw_keep, mass_mask, num_kept
+from nolabel.networks.inspect import mass_mask
+from nolabel.networks.masks import draw_keep, num_kept
 
 
 def rng(seed: int = 0) -> np.random.Generator:

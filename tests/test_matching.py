@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nolabel.backbones import Features, backbone
 from nolabel.errors import UsageError
-from nolabel.matching import check_locations, match, place_share, pool, unit
+from nolabel.methods.densecl import check_locations
+from nolabel.networks.backbones import Features, backbone
+from nolabel.networks.matching import match, place_share, pool, unit
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

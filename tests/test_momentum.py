@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nolabel.momentum import move_teacher
+from nolabel.networks.teacher import move_teacher
 
 ONE, ZERO = torch.ones(()), torch.zeros(())
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nolabel.backbones import backbone
-from nolabel.heads import DINOHead
-from nolabel.optim import LARS, OptimConfig, all_finite, clip_grad, optimizer, set_schedules
-from nolabel.schedules import Clock
+from nolabel.networks.backbones import backbone
+from nolabel.networks.heads import DINOHead
+from nolabel.optim.optimizers import LARS, OptimConfig, all_finite, clip_grad, optimizer, set_schedules
+from nolabel.optim.schedules import Clock
 
 NAMES = ("adamw", "sgd", "lars")
 

@@ -1,6 +1,5 @@
 """`--augment auto`: what is decided from which times, and that a run keeps it."""
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,12 @@ import pytest
 import torch
 
 import nolabel
-from nolabel import placement
 from nolabel.config import resolve
+from nolabel.config.load import load_recipe
 from nolabel.data.images import scan
 from nolabel.data.loader import Batch, Stream
-from nolabel.job import recipe_config
-from nolabel.placement import Times, choose, measure, place
+from nolabel.training import view_placement
+from nolabel.training.view_placement import Times, choose, measure, place
 from nolabel.views import View
 
 
@@ -60,11 +59,11 @@ def test_the_second_batch_is_measured(
     def pass_by(seconds: float) -> None:
         now[0] += seconds
 
-    monkeypatch.setattr(placement, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr(placement, "batches", batches)
-    monkeypatch.setattr(placement, "render", lambda *_: pass_by(rendering.pop(0)))
-    monkeypatch.setattr(placement, "_wait", lambda _: pass_by(0.12))
-    monkeypatch.setattr(placement.distributed, "world_size", lambda: processes)
+    monkeypatch.setattr(view_placement, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(view_placement, "batches", batches)
+    monkeypatch.setattr(view_placement, "render", lambda *_: pass_by(rendering.pop(0)))
+    monkeypatch.setattr(view_placement, "_wait", lambda _: pass_by(0.12))
+    monkeypatch.setattr(view_placement.distributed, "world_size", lambda: processes)
     stream = Stream(scan(pictures, "train"), (View(8, (0.4, 1)),), seed=0, batch_size=batch_size)
     found = measure(stream, CPU, (0, 0, 0), (1, 1, 1))
     assert found == pytest.approx((2.5, 320 / (asked / processes))) and sizes == [asked, asked]
@@ -74,8 +73,8 @@ def test_the_second_batch_is_measured(
 def test_the_first_process_decides_for_all(main: bool, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`any_process`, without others, gives what this process says: another than the first says nothing."""
     stream = Stream(scan(pictures, "train"), (View(8, (0.4, 1)),), seed=0, batch_size=20)
-    monkeypatch.setattr(placement, "measure", lambda *_: Times(2, 1))
-    monkeypatch.setattr(placement.distributed, "is_main", lambda: main)
+    monkeypatch.setattr(view_placement, "measure", lambda *_: Times(2, 1))
+    monkeypatch.setattr(view_placement.distributed, "is_main", lambda: main)
     assert place(stream, CPU, 1, (0, 0, 0), (1, 1, 1)) == ("device" if main else "cpu")
 
 
@@ -89,9 +88,10 @@ def test_a_run_decides_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = []
-    loop = importlib.import_module("nolabel.train")
-    monkeypatch.setattr(loop, "resolve", lambda *given: replace(resolve(*given), augment="auto"))  # as on CUDA
-    monkeypatch.setattr(placement, "measure", lambda *_: asked.append(1) or times)
+    from nolabel.training import start
+
+    monkeypatch.setattr(start, "resolve", lambda *given: replace(resolve(*given), augment="auto"))  # as on CUDA
+    monkeypatch.setattr(view_placement, "measure", lambda *_: asked.append(1) or times)
     settings = tiny | {"data": pictures / "train", "steps": 2}
     nolabel.train("dino-small", **settings, out=tmp_path / "run")
     assert nolabel.Run(tmp_path / "run").config()["augment"] == expected
@@ -100,6 +100,6 @@ def test_a_run_decides_once(
 
 
 def test_only_cuda_is_measured() -> None:
-    config = recipe_config("dino-small")
+    config = load_recipe("dino-small")
     found = [resolve(config, 100_000, 1, torch.device(name)).augment for name in ("cpu", "mps", "cuda")]
     assert found == ["cpu", "cpu", "auto"]

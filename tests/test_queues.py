@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nolabel.queues import Queue
+from nolabel.networks.queue import Queue
 
 OK, BAD = torch.ones(()), torch.zeros(())
 

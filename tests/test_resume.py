@@ -1,6 +1,5 @@
 """A run that is stopped, killed or crashed and then resumed ends bit-equal to one that was never interrupted."""
 
-import importlib
 import shutil
 import signal
 import subprocess
@@ -14,14 +13,15 @@ import pytest
 import torch
 
 import nolabel
-from nolabel import run as folder
 from nolabel.data import loader
 from nolabel.data.images import scan
 from nolabel.data.packing import Packing, pack
 from nolabel.errors import DataError, UsageError
-from nolabel.signals import Stopped
+from nolabel.runs import folder
+from nolabel.training import job, loop, start
+from nolabel.training import state as training_state
+from nolabel.training.interrupts import Stopped
 
-loop = importlib.import_module("nolabel.train")  # the attribute nolabel.train is the function
 STEPS = 8  # of 3 an epoch: the third epoch is left unfinished
 
 
@@ -241,8 +241,8 @@ def test_the_sizes_of_the_images_are_read_once(
     tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """And not at each of the four checkpoints: with a million files that takes seconds."""
-    asked, real = list[int](), loop.saving.fingerprint
-    monkeypatch.setattr(loop.saving, "fingerprint", lambda images: asked.append(1) or real(images))
+    asked, real = list[int](), job.fingerprint
+    monkeypatch.setattr(job, "fingerprint", lambda images: asked.append(1) or real(images))
     out = tmp_path / "run"
     nolabel.train("dino-small", **settings(tiny, pictures, out))
     assert len(asked) == 1
@@ -283,14 +283,14 @@ def test_a_micro_batch_that_is_asked_for_on_resume_is_kept(
     """Also where it was the share of each of two processes, which one process alone would not keep."""
     out, built = tmp_path / "run", list[int]()
     nolabel.train("dino-small", **settings(tiny, pictures, out, steps=2, micro_batch=4))
-    build = loop.build
+    build = start.build
 
     def seen(config: Any, *rest: Any) -> Any:
         built.append(config.micro_batch)
         return build(config, *rest)
 
-    monkeypatch.setattr(loop, "build", seen)
-    monkeypatch.setattr(loop.saving, "processes_before", lambda _: 2)
+    monkeypatch.setattr(start, "build", seen)
+    monkeypatch.setattr(training_state, "processes_before", lambda _: 2)
     nolabel.resume(out, {"steps": 4} | asked)
     assert built == [expected]
 
@@ -404,7 +404,7 @@ def test_two_processes_do_not_share_a_run(tiny: dict[str, Any], pictures: Path, 
     """The first one holds it until it is killed; then another may go on."""
     out = tmp_path / "run"
     nolabel.train("dino-small", **settings(tiny, pictures, out, steps=2))
-    hold = "import sys; from pathlib import Path; from nolabel.run import locked\n"
+    hold = "import sys; from pathlib import Path; from nolabel.runs.folder import locked\n"
     hold += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     first = subprocess.Popen([sys.executable, "-c", hold, out], stdin=-1, stdout=-1, text=True)
     try:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from nolabel.optim import OptimConfig, optimizer, set_schedules
-from nolabel.schedules import Clock, cosine, fit_warmup, linear_by_epoch, warmup_cosine
+from nolabel.optim.optimizers import OptimConfig, optimizer, set_schedules
+from nolabel.optim.schedules import Clock, cosine, fit_warmup, linear_by_epoch, warmup_cosine
 
 EPOCHS, PER_EPOCH = 7, 5
 TOTAL = EPOCHS * PER_EPOCH

@@ -14,8 +14,8 @@ import nolabel
 
 LOOP = """
 import sys, time
-from nolabel.signals import caught
-with caught() as number:
+from nolabel.training.interrupts import catch_signals
+with catch_signals() as number:
     print("ready", flush=True)
     while not number():
         time.sleep(0.01)
@@ -43,7 +43,7 @@ import json, os, sys, time
 import importlib
 import nolabel
 from nolabel.errors import NolabelError
-loop = importlib.import_module("nolabel.train")
+from nolabel.training import loop
 step = loop.training_step
 def slow(job, views, clock):
     time.sleep(0.05)

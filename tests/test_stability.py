@@ -1,7 +1,6 @@
 """Bad steps are skipped, then a checkpoint is gone back to, then the run stops with what repeats the step."""
 
 import errno
-import importlib
 import math
 import random
 import shutil
@@ -14,13 +13,14 @@ import torch
 from torch import Tensor
 
 import nolabel
-from nolabel import journal, monitor, saving
-from nolabel import run as folder
+from nolabel import files
 from nolabel.errors import NumericError, StorageError, UsageError
-from nolabel.job import Job
-from nolabel.stability import SMALLEST_SCALE, SPIKE_STEPS, SPIKE_WINDOW, Unstable, facts, spike, verdict
+from nolabel.training import loop, monitor, recovery, start
+from nolabel.training import state as training_state
+from nolabel.training import step as training_step
+from nolabel.training.job import History, Job
+from nolabel.training.stability import SMALLEST_SCALE, SPIKE_STEPS, SPIKE_WINDOW, Unstable, facts, spike, verdict
 
-loop = importlib.import_module("nolabel.train")  # the attribute nolabel.train is the function
 STEPS = 8
 Poison = Callable[[Callable[[Job, int], bool]], None]
 
@@ -59,7 +59,8 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
             spoilt = [v * torch.nan for v in views] if chosen(job, clock.step) else views
             return step(job, spoilt, clock)
 
-        monkeypatch.setattr(loop, "training_step", poisoned)
+        for user in (loop, start):
+            monkeypatch.setattr(user, "training_step", poisoned)
 
     return arrange
 
@@ -92,7 +93,7 @@ def test_a_few_bad_steps_are_skipped_and_told(
 def test_four_in_a_row_go_back_to_the_checkpoint_and_leave_the_batches_out(
     tiny: dict[str, Any], pictures: Path, tmp_path: Path, poison: Poison, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    poison(lambda job, step: job.stream.offset == 0 and step >= 3)
+    poison(lambda job, step: job.history.offset == 0 and step >= 3)
     run = nolabel.train("dino-small", **settings(tiny, pictures, tmp_path / "run"))
     assert run.status()["state"] == "done"
     (back,) = events(run.path, "roll back")
@@ -105,7 +106,7 @@ def test_a_run_that_went_back_resumes_bit_equal(
     tiny: dict[str, Any], pictures: Path, tmp_path: Path, poison: Poison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def bad(job: Job, step: int) -> bool:
-        return job.stream.offset == 0 and step >= 1
+        return job.history.offset == 0 and step >= 1
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     poison(bad)
@@ -114,7 +115,7 @@ def test_a_run_that_went_back_resumes_bit_equal(
     step = loop.training_step
 
     def dying(job: Job, views: Any, clock: Any) -> Any:
-        if clock.step == 7 and job.stream.offset:
+        if clock.step == 7 and job.history.offset:
             raise KeyboardInterrupt
         return step(job, views, clock)
 
@@ -141,9 +142,9 @@ def test_a_run_that_stays_bad_stops_with_what_repeats_the_step(
     assert (run.status()["state"], run.status()["exit_code"]) == ("failed", 70)
     assert len(events(out, "roll back")) == 1
     assert len(list((out / "capture").glob("step-*"))) == 1
-    assert loop.replay(out)["ok"] == 0, "the capture repeats the step"
+    assert start.replay(out)["ok"] == 0, "the capture repeats the step"
     monkeypatch.undo()
-    assert loop.replay(out)["ok"] == 1, "without the poison the same step is fine"
+    assert start.replay(out)["ok"] == 1, "without the poison the same step is fine"
 
 
 def test_without_a_checkpoint_there_is_nothing_to_go_back_to(
@@ -166,7 +167,7 @@ def test_a_full_disk_costs_a_checkpoint_and_three_the_run(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    save, calls = saving.save, []
+    save, calls = training_state.save, []
 
     def failing(*args: Any) -> Path:
         calls.append(args)
@@ -174,7 +175,7 @@ def test_a_full_disk_costs_a_checkpoint_and_three_the_run(
             raise kind
         return save(*args)
 
-    monkeypatch.setattr(saving, "save", failing)
+    monkeypatch.setattr(training_state, "save", failing)
     out = tmp_path / "run"
     arguments = settings(tiny, pictures, out)
     if failures == 3:
@@ -203,7 +204,7 @@ def test_logs_that_cannot_be_written_end_nothing(
 
         def fills_the_disk(job: Job, views: Any, clock: Any) -> Any:
             if clock.step == 1:
-                patch.setattr(folder, "append_jsonl", full)
+                patch.setattr(files, "append_jsonl", full)
                 patch.setattr(monitor, "report", full)
             if clock.step == 6:
                 patch.undo()
@@ -246,7 +247,7 @@ def test_a_disk_without_room_is_said_before_the_first_step(
     state = sum(file.stat().st_size for file in saved.glob("*.safetensors"))
     usage = type(shutil.disk_usage(tmp_path))
     for free, enough in ((2.0 * state, False), (2.5 * state, True)):
-        monkeypatch.setattr(saving.shutil, "disk_usage", lambda _, free=free: usage(0, 0, int(free)))
+        monkeypatch.setattr(training_state.shutil, "disk_usage", lambda _, free=free: usage(0, 0, int(free)))
         out = tmp_path / "deep" / str(enough)
         if enough:
             nolabel.train("dino-small", out=out, **config)
@@ -293,7 +294,7 @@ def test_no_spike_is_seen_in_a_hundred_thousand_clean_steps() -> None:
 def test_a_spike_is_said_and_the_checkpoint_before_it_kept(
     tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    monkeypatch.setattr("nolabel.stability.SPIKE_WINDOW", 8)
+    monkeypatch.setattr("nolabel.training.stability.SPIKE_WINDOW", 8)
     step = loop.training_step
 
     def jumping(job: Job, views: Any, clock: Any) -> Any:
@@ -317,7 +318,7 @@ def test_a_device_without_memory_is_said_and_nothing_has_moved(
 ) -> None:
     config = settings(tiny, pictures, tmp_path / "run", eval_every=100)
     nolabel.train("dino-small", **config | {"out": tmp_path / "whole"})
-    forward, calls = loop._forward_backward, []
+    forward, calls = training_step._forward_backward, []
 
     def full(*arguments: Any) -> Any:
         found = forward(*arguments)
@@ -327,7 +328,7 @@ def test_a_device_without_memory_is_said_and_nothing_has_moved(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_forward_backward", full)
+        patch.setattr(training_step, "_forward_backward", full)
         with pytest.raises(UsageError, match=r"hold step 4: batch 8, micro-batch 8.*(?s:.)*--micro-batch 4 ") as caught:
             nolabel.train("dino-small", **config)
     assert len(str(caught.value).splitlines()) <= 5
@@ -339,15 +340,15 @@ def test_a_device_without_memory_is_said_and_nothing_has_moved(
 def test_a_loss_scale_that_only_falls_stops_the_run(scale: float, dies: bool) -> None:
     class Job(NamedTuple):
         scaler: torch.amp.GradScaler
-        losses: list[float]
+        history: History
 
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     scaler.scale(torch.zeros(()))  # makes the scale tensor
-    job: Any = Job(scaler, [])
+    job: Any = Job(scaler, History())
     steps = [(7, {"ok": 1.0, "loss": 2.0})]
     if not dies:
-        journal.judge(job, steps)  # type: ignore[arg-type]
+        recovery.judge_steps(job, steps)  # type: ignore[arg-type]
         return
     with pytest.raises(Unstable, match=r"loss scale of fp16 has fallen to 3.1e-05 at step 7(?s:.)*bf16") as caught:
-        journal.judge(job, steps)  # type: ignore[arg-type]
+        recovery.judge_steps(job, steps)  # type: ignore[arg-type]
     assert caught.value.code == 70

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 import nolabel
-from nolabel import trackers
 from nolabel.errors import UsageError
+from nolabel.training import trackers
 
-loop = importlib.import_module("nolabel.train")  # the attribute nolabel.train is the function
 Taken = list[tuple[int, dict[str, float]]]
 
 
@@ -30,7 +29,7 @@ def install(monkeypatch: pytest.MonkeyPatch, write: Callable[[dict[str, float], 
     def start(out: Path) -> Iterator[trackers.Write]:
         yield write
 
-    monkeypatch.setattr(loop, "check_tracker", lambda name: None)
+    monkeypatch.setattr(start, "check_tracker", lambda name: None)
     monkeypatch.setitem(trackers.START, "tensorboard", start)
 
 

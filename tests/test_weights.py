@@ -10,9 +10,10 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from nolabel.backbones import Backbone, backbone
 from nolabel.errors import DataError, UsageError
-from nolabel.weights import load_weights, save_weights
+from nolabel.networks.backbones import Backbone, backbone
+from nolabel.weights.load import load_weights
+from nolabel.weights.timm import save_weights
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 VIT = "vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}

@@ -3,20 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from nolabel.config import TrainConfig, read_yaml, update
+from nolabel.config import update
+from nolabel.config.load import check_length, load_recipe
 from nolabel.errors import UsageError, nearest
 from nolabel.evals.all import EVERY
 from nolabel.evals.protocol import EvalConfig
 from nolabel.evals.shared.results import result_path
-from nolabel.job import config_from, recipe_config
-from nolabel.run import Run
-from nolabel.train import train as run_training
-from nolabel.weights import Loaded, load_weights
-
-
-def file_config(path: Path) -> TrainConfig[Any]:
-    """The settings in a config.yaml, for a new run: its `out` is left empty."""
-    return config_from(read_yaml(path) | {"out": ""}, str(path))
+from nolabel.runs.folder import Run
+from nolabel.training.start import train as run_training
+from nolabel.weights.load import Loaded, load_weights
 
 
 def train(recipe: str, data: str | Path, out: str | Path, overwrite: bool = False, **settings: Any) -> Run:
@@ -24,9 +19,8 @@ def train(recipe: str, data: str | Path, out: str | Path, overwrite: bool = Fals
 
     `settings` are fields of TrainConfig, groups as mappings: `epochs=10, method={"num_local": 4}`.
     """
-    if {"epochs", "steps"} <= settings.keys():
-        raise UsageError("epochs and steps both say how long to train: give one of them.")
-    config = update(recipe_config(recipe), {**settings, "data": str(data), "out": str(out)})
+    check_length(settings)
+    config = update(load_recipe(recipe), {**settings, "data": str(data), "out": str(out)})
     return run_training(config, overwrite)
 
 
@@ -35,7 +29,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure `weights` (a run or what `load_weights` takes) on labelled `data`; the result also lies in RUN/eval.
 
-    `settings` are those of the protocol: for `knn` the fields of `nolabel.evals.images.knn.KNNConfig`.
+    `settings` are those of the protocol: for `knn` the fields of `nolabel.evals.classification.knn.KNNConfig`.
     """
     if protocol not in EVERY:
         raise UsageError(f"There is no protocol {protocol!r}.{nearest(protocol, EVERY)}")

@@ -8,27 +8,27 @@ import pytest
 import torch
 from PIL import Image
 
-from nolabel.data import demo
+from nolabel.data.demo import world as world_module
 from nolabel.data.images import scan_labelled
 from nolabel.errors import UsageError
-from nolabel.evals.images.neighbours import knn, raw_floor
+from nolabel.evals.classification.neighbours import knn, raw_floor
 from nolabel.evals.shared.features import FeatureTable, raw_pixels
 
 
 def test_the_pictures_never_change() -> None:
     """Golden hashes: a changed world would make every recorded number of the demo wrong."""
     digest = hashlib.sha256()
-    for class_id in range(len(demo.CLASSES)):
+    for class_id in range(len(world_module.CLASSES)):
         for size in (32, 50):
-            image, mask = demo.render(class_id, 17 * class_id, size)
+            image, mask = world_module.render(class_id, 17 * class_id, size)
             digest.update(image.tobytes() + mask.tobytes())
     assert digest.hexdigest()[:16] == "68bb27fd16424122"
 
 
 @pytest.mark.parametrize("size", [32, 96])
 def test_pictures_and_masks(size: int) -> None:
-    for class_id in range(len(demo.CLASSES)):
-        image, mask = demo.render(class_id, class_id, size)
+    for class_id in range(len(world_module.CLASSES)):
+        image, mask = world_module.render(class_id, class_id, size)
         assert image.shape == (size, size, 3) and image.dtype == np.uint8
         assert mask.shape == (size, size) and mask.dtype == bool
         assert 0.04 < mask.mean() < 0.7
@@ -36,12 +36,12 @@ def test_pictures_and_masks(size: int) -> None:
 
 
 def test_a_seed_is_a_scene_and_the_class_its_outline() -> None:
-    (a, inside_a), (b, inside_b) = demo.render(0, 5), demo.render(9, 5)
+    (a, inside_a), (b, inside_b) = world_module.render(0, 5), world_module.render(9, 5)
     around = ~(inside_a | inside_b)
     assert not np.array_equal(inside_a, inside_b)
     # Halo and shading follow the outline, everything else is equal.
     assert np.abs(a[around].astype(int) - b[around]).mean() < 8
-    assert not np.array_equal(demo.render(0, 5)[0], demo.render(0, 6)[0])
+    assert not np.array_equal(world_module.render(0, 5)[0], world_module.render(0, 6)[0])
 
 
 def table(features: list[np.ndarray], labels: list[int]) -> FeatureTable:
@@ -60,7 +60,7 @@ def cut_out(mask: np.ndarray) -> np.ndarray:
 def test_shape_tells_the_class_and_colours_do_not() -> None:
     shapes, colors, labels = [], [], []
     for i in range(1500):
-        image, mask = demo.render(i % 10, i)
+        image, mask = world_module.render(i % 10, i)
         shapes.append(cut_out(mask))
         colors.append(np.concatenate([image[mask].mean(0), image[mask].std(0), image[~mask].mean(0)]) - 100)
         labels.append(i % 10)
@@ -74,43 +74,43 @@ def test_shape_tells_the_class_and_colours_do_not() -> None:
 
 
 def test_raw_pixels_give_little_away(tmp_path: Path) -> None:
-    demo.write(tmp_path / "world", 1500, 500, 32, seed=3)
+    world_module.write(tmp_path / "world", 1500, 500, 32, seed=3)
     splits = scan_labelled(tmp_path / "world")
-    assert splits["train"].classes == demo.CLASSES
+    assert splits["train"].classes == world_module.CLASSES
     assert [len(splits[name].labels) for name in ("train", "val")] == [1500, 500]
     assert raw_floor(raw_pixels(splits["train"]), raw_pixels(splits["val"]), (20,)).top1[20] < 35
     names = sorted((tmp_path / "world").rglob("*.png"))
     assert len({p.read_bytes() for p in names}) == 2000
     with pytest.raises(UsageError, match="not an empty folder"):
-        demo.write(tmp_path / "world", 1, 1, 32, seed=3)
+        world_module.write(tmp_path / "world", 1, 1, 32, seed=3)
 
 
 def test_clips_move_and_begin_with_the_picture() -> None:
-    frames, masks = demo.clip(4, 8, 12, 48)
+    frames, masks = world_module.clip(4, 8, 12, 48)
     assert frames.shape == (12, 48, 48, 3) and masks.shape == (12, 48, 48)
-    image, mask = demo.render(4, 8, 48)
+    image, mask = world_module.render(4, 8, 48)
     assert np.array_equal(frames[0], image) and np.array_equal(masks[0], mask)
     overlap = [(masks[0] & m).sum() / (masks[0] | m).sum() for m in masks]
     assert overlap[1] > 0.7 and overlap[-1] < overlap[1]
 
 
-@pytest.mark.parametrize("kind", demo.KINDS)
+@pytest.mark.parametrize("kind", world_module.KINDS)
 def test_distorted_copies(kind: str) -> None:
-    image, _ = demo.render(2, 2, 64)
-    copy = demo.distort(image, kind, 0)
+    image, _ = world_module.render(2, 2, 64)
+    copy = world_module.distort(image, kind, 0)
     assert copy.shape == image.shape and copy.dtype == np.uint8
     assert not np.array_equal(copy, image)
-    assert np.array_equal(copy, demo.distort(image, kind, 0))
-    assert not np.array_equal(copy, demo.distort(image, kind, 1))
+    assert np.array_equal(copy, world_module.distort(image, kind, 0))
+    assert not np.array_equal(copy, world_module.distort(image, kind, 1))
 
 
 def test_wrong_arguments() -> None:
     with pytest.raises(UsageError, match="below 10"):
-        demo.render(10, 0)
+        world_module.render(10, 0)
     for class_id in (-1, 10):
         with pytest.raises(UsageError, match="below 10"):
-            demo.clip(class_id, 0, 2, 32)
+            world_module.clip(class_id, 0, 2, 32)
     with pytest.raises(UsageError, match="Did you mean: blur"):
-        demo.distort(demo.render(0, 0)[0], "blurr", 0)
+        world_module.distort(world_module.render(0, 0)[0], "blurr", 0)
     with pytest.raises(UsageError, match="at least one frame"):
-        demo.clip(0, 0, 0, 32)
+        world_module.clip(0, 0, 0, 32)

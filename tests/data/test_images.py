@@ -18,16 +18,7 @@ import pytest
 from hostile import NAMES, WHOLE, plant_tree
 
 from nolabel.data import archives, sources
-from nolabel.data.images import (
-    BadImage,
-    Images,
-    fingerprint,
-    printable,
-    read,
-    scan,
-    scan_labelled,
-    too_many_bad,
-)
+from nolabel.data.images import BadImage, Images, fingerprint, printable, read, scan, scan_labelled, too_many_bad
 from nolabel.errors import DataError
 
 JPG = WHOLE["jpg"]

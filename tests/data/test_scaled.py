@@ -9,12 +9,12 @@ from hostile import save
 from PIL import Image
 
 from nolabel.data import decode as module
-from nolabel.data import demo
 from nolabel.data.decode import decode, examine, load, open_image
+from nolabel.data.demo import world
 from nolabel.data.loader import cut
 from nolabel.views import View, draw, reduced, reduction
 
-PICTURE = Image.fromarray(demo.render(3, 5, 128)[0]).crop((0, 0, 117, 93))  # sides that no block divides
+PICTURE = Image.fromarray(world.render(3, 5, 128)[0]).crop((0, 0, 117, 93))  # sides that no block divides
 KINDS = {
     "444": {"subsampling": "4:4:4", "quality": 92},
     "422": {"subsampling": "4:2:2", "quality": 80},
@@ -126,7 +126,7 @@ def test_the_smallest_crop_decides() -> None:
 
 def test_a_scaled_decode_takes_the_same_crops() -> None:
     """Close pixels; a crop that is one output pixel off differs by several times as much."""
-    scene, _ = demo.render(1, 2, 512)
+    scene, _ = world.render(1, 2, 512)
     data = save(Image.fromarray(scene), "JPEG", quality=95)
     views, total, shifted = (BIG,) * 4, [], []
     for sample in range(6):

@@ -1,6 +1,5 @@
 """Processes that prepare images die, hang or are killed by a file: the batches stay equal, or an error says where."""
 
-import importlib
 import multiprocessing
 import os
 import random
@@ -19,15 +18,16 @@ import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import nolabel
-from nolabel import config, job
+from nolabel import config
+from nolabel.config import load
 from nolabel.data import loader, workers
 from nolabel.data.decode import BadImage
 from nolabel.data.images import scan
 from nolabel.data.loader import Batch, Stream, batches
 from nolabel.data.workers import DeadWorker
+from nolabel.training import job, loop
 from nolabel.views import View
 
-loop = importlib.import_module("nolabel.train")  # the attribute nolabel.train is the function
 STEPS = 30  # of 3 an epoch; more than are prepared in advance
 
 
@@ -270,7 +270,7 @@ def test_shared_memory_that_is_too_small_is_said_and_not_used(
 
 
 def recipe(settings: dict[str, Any], **more: Any) -> Any:
-    return config.update(job.recipe_config("dino-small"), settings | {"data": str(settings["data"])} | more)
+    return config.update(load.load_recipe("dino-small"), settings | {"data": str(settings["data"])} | more)
 
 
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nolabel.backbones import backbone
-from nolabel.weights import Loaded
+from nolabel.networks.backbones import backbone
+from nolabel.weights.load import Loaded
 
 
 def write_images(folder: Path, counts: dict[str, int], seed: int = 0, size: tuple[int, int] = (20, 24)) -> None:

@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
-from nolabel import cli, recipes
+from nolabel import recipes
+from nolabel.cli import main
 from nolabel.errors import DataError, UsageError
 from nolabel.evals import all as every
 from nolabel.evals.all import EVERY, AllConfig, evaluate_all, format_all
 from nolabel.evals.protocol import EvalConfig, Protocol, anything
 from nolabel.evals.shared.labelled import accepts_classes
-from nolabel.weights import Loaded, save_weights
+from nolabel.weights.load import Loaded
+from nolabel.weights.timm import save_weights
 
 KEYS = {"protocol", "version", "metrics", "floor", "settings", "data", "seed", "notes"}
 
@@ -147,13 +149,13 @@ def test_a_bare_file_as_baseline_needs_its_backbone(splits_folder: Path, tmp_pat
 def test_the_commands(splits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_weights(LOADED.backbone, tmp_path / "weights", 16, LOADED.mean, LOADED.std)
     start = ["eval", "all", str(tmp_path / "weights"), str(splits_folder / "val"), "--no-floor", "--no-cache"]
-    cli.main([*start, "--only", "copies", "--out", str(tmp_path / "table.json")])
+    main.main([*start, "--only", "copies", "--out", str(tmp_path / "table.json")])
     assert "mean_map" in (tmp_path / "table" / "copies.json").read_text()
     assert (tmp_path / "table" / "copies" / "attacks.png").is_file()
     assert capsys.readouterr().out.split()[:3] == ["trained", "copies", "strong"]
-    cli.main([*start, "--only", "retrieval", "knn", "--json"])
+    main.main([*start, "--only", "retrieval", "knn", "--json"])
     assert json.loads(capsys.readouterr().out)["metrics"].keys() == {"knn"}
     with pytest.raises(SystemExit) as left:
-        cli.main([*start, "--only", "retrieval"])
+        main.main([*start, "--only", "retrieval"])
     assert left.value.code == DataError.code
     assert "retrieval is left out: no gnd.json" in capsys.readouterr().err

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from nolabel.backbones import backbone
-from nolabel.data import demo
-from nolabel.evals.objects import detectors
+from nolabel.data.demo import world
+from nolabel.evals.detection import networks
 from nolabel.evals.protocols import PROTOCOLS
-from nolabel.weights import Loaded
+from nolabel.networks.backbones import backbone
+from nolabel.weights.load import Loaded
 
 SPLITS = {"train": 0, "val": 100, "test": 200}
 
@@ -28,20 +28,20 @@ def save(pixels: np.ndarray, path: Path) -> None:
 def classes(root: Path) -> None:
     for split, first in SPLITS.items():
         for i in range(12 if split == "train" else 6):
-            save(demo.render(i % 3, first + i, 24)[0], root / split / f"class{i % 3}" / f"{i:02d}.png")
+            save(world.render(i % 3, first + i, 24)[0], root / split / f"class{i % 3}" / f"{i:02d}.png")
 
 
 def masks(root: Path) -> None:
     for split, first in SPLITS.items():
         for i in range(4):
-            image, mask = demo.render(i, first + i, 32)
+            image, mask = world.render(i, first + i, 32)
             save(image, root / "images" / split / f"{i}.png")
             save(mask.astype(np.uint8), root / "masks" / split / f"{i}.png")
     (root / "classes.txt").write_text("ground\nthing\n")
 
 
 def clips(root: Path) -> None:
-    for number, (frame, mask) in enumerate(zip(*demo.clip(9, 1, 4, 40), strict=True)):
+    for number, (frame, mask) in enumerate(zip(*world.clip(9, 1, 4, 40), strict=True)):
         save(frame, root / "frames" / "star" / f"{number:05d}.png")
         save(mask.astype(np.uint8), root / "masks" / "star" / f"{number:05d}.png")
 
@@ -49,7 +49,7 @@ def clips(root: Path) -> None:
 def boxes(root: Path) -> None:
     for split in ("train", "val"):
         for i in range(4):
-            image, mask = demo.render(i % 2, SPLITS[split] + i, 48)
+            image, mask = world.render(i % 2, SPLITS[split] + i, 48)
             save(image, root / "images" / split / f"{i}.png")
             (y0, x0), (y1, x1) = (f(np.argwhere(mask), 0) / 48 for f in (np.min, np.max))
             path = root / "labels" / split / f"{i}.txt"
@@ -60,14 +60,14 @@ def boxes(root: Path) -> None:
 
 def photos(root: Path) -> None:
     for i in range(8):
-        save(demo.render(i, i, 32)[0], root / f"{i}.png")
+        save(world.render(i, i, 32)[0], root / f"{i}.png")
 
 
 def queries(root: Path) -> None:
     truth: dict[str, Any] = {"imlist": [], "qimlist": [], "gnd": []}
     for thing in range(3):
         for number in range(4):
-            save(demo.render(thing, 10 * thing + number, 32)[0], root / "jpg" / f"{thing}_{number}.png")
+            save(world.render(thing, 10 * thing + number, 32)[0], root / "jpg" / f"{thing}_{number}.png")
         truth["qimlist"].append(f"{thing}_0")
         truth["imlist"] += [f"{thing}_{number}" for number in (1, 2, 3)]
         start = 3 * thing
@@ -111,7 +111,7 @@ def written(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_the_same_seed_gives_the_same_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for width, value in (("FPN_DIM", 8), ("HIDDEN", 16), ("REGIONS", 16)):
-        monkeypatch.setattr(detectors, width, value)
+        monkeypatch.setattr(networks, width, value)
     write, settings = WORLDS[name]
     config = PROTOCOLS[name].Config(**{"cache": False, "seed": 7, **settings})
     kept = random.getstate(), np.random.get_state(), torch.get_rng_state()

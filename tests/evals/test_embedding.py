@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from nolabel import cli
+from nolabel.cli import main
 from nolabel.data.images import scan, scan_labelled
 from nolabel.errors import UsageError
-from nolabel.evals.embedding import embed_images
+from nolabel.evals.embed import embed_images
 from nolabel.evals.protocol import EvalConfig
 from nolabel.evals.shared.features import extract
 from nolabel.evals.shared.pieces import Layout
-from nolabel.weights import Loaded
+from nolabel.weights.load import Loaded
 
 CONFIG = EvalConfig()
 
@@ -73,11 +73,11 @@ def test_without_pyarrow(loaded: Loaded, tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_command(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "f.npz"
     arguments = ["embed", "random:resnet18", str(pictures / "val"), "--out", str(out), "--image-size", "32"]
-    cli.main(arguments)
+    main.main(arguments)
     assert capsys.readouterr().out == f"{out}: 12 images, 512 numbers each\n"
     for extra, message in (([], "exists: choose another --out"), (["--out", "f.csv"], "must end in .npz or .parquet")):
         with pytest.raises(SystemExit) as left:
-            cli.main([*arguments, *extra])
+            main.main([*arguments, *extra])
         assert left.value.code == 2
         assert message in capsys.readouterr().err
-    cli.main([*arguments, "--overwrite"])
+    main.main([*arguments, "--overwrite"])

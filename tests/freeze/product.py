@@ -15,10 +15,10 @@ import torch
 
 from nolabel import evaluate, resume, train
 from nolabel.config import resolve
-from nolabel.data.demo import clip, render, write
+from nolabel.config.load import config_yaml, load_recipe
+from nolabel.data.demo.world import clip, render, write
 from nolabel.errors import NolabelError
-from nolabel.evals.objects import detectors
-from nolabel.job import config_yaml, recipe_config
+from nolabel.evals.detection import networks
 from nolabel.methods import METHODS
 
 __all__ = [
@@ -40,13 +40,13 @@ NUM_IMAGES = 100_000
 
 def resolved(recipe: str) -> str:
     """The config.yaml of a recipe for 100,000 images and one process on the CPU; `auto` is that of this machine."""
-    return config_yaml(resolve(recipe_config(recipe), NUM_IMAGES, 1, torch.device("cpu")))
+    return config_yaml(resolve(load_recipe(recipe), NUM_IMAGES, 1, torch.device("cpu")))
 
 
 @contextlib.contextmanager
 def narrow_detectors() -> Iterator[None]:
     """Detectors of few channels and regions: two steps of the real ones take a minute on a CPU."""
-    with mock.patch.multiple(detectors, FPN_DIM=8, HIDDEN=16, REGIONS=16):
+    with mock.patch.multiple(networks, FPN_DIM=8, HIDDEN=16, REGIONS=16):
         yield
 
 

@@ -10,9 +10,9 @@ from tiny import SGD, changed, everything, job, step, views
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nolabel.job import Job
-from nolabel.optim import OptimConfig
-from nolabel.train import training_step
+from nolabel.optim.optimizers import OptimConfig
+from nolabel.training.job import Job
+from nolabel.training.step import training_step
 
 ADAMW = OptimConfig("adamw", lr=0.03, warmup_epochs=0)
 LARS = OptimConfig("lars", lr=3.2, warmup_epochs=0, weight_decay=1e-4, weight_decay_end=1e-4, clip_grad=0)

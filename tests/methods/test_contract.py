@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ import torch
 from tiny import BACKBONES, changed, everything, job, small, step, views
 from torch import Tensor, nn
 
-from nolabel.backbones import Features
-from nolabel.checkpoint import Checkpoint, load_newest, optimizer_tensors, restore_optimizer, save
-from nolabel.job import Job
 from nolabel.methods import METHODS, MethodConfig
 from nolabel.methods.densecl import DenseCLConfig
 from nolabel.methods.dino import DINOConfig
 from nolabel.methods.msn import MSNConfig
 from nolabel.methods.simclr import SimCLRConfig
+from nolabel.networks.backbones import Features
+from nolabel.runs.checkpoint import Checkpoint, load_newest, optimizer_tensors, restore_optimizer, save
+from nolabel.training.job import Job
 
 # A new method: one line of small sizes.
 SMALL: dict[str, MethodConfig] = {
@@ -164,7 +165,7 @@ def keeps_its_state_in_the_checkpoint(make: Make, folder: Path) -> None:
     assert found is not None
     b.method.load_state_dict(found.model)
     restore_optimizer(b.optimizer, b.method, found.optim)
-    b = b._replace(config=a.config)  # the seed decides drop path
+    b = replace(b, config=a.config)  # the seed decides drop path
     assert not changed(everything(a), everything(b)), "the state does not come back"
     said = step(a, 2), step(b, 2)
     assert said[0] == said[1] and not changed(everything(a), everything(b)), "the next step is another one"

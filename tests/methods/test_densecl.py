@@ -18,11 +18,13 @@ from tiny import SGD, job, step, views
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nolabel.backbones import backbone
+from nolabel.config.load import load_recipe
 from nolabel.errors import UsageError
-from nolabel.job import Job, recipe_config
 from nolabel.methods.densecl import DenseCLConfig
+from nolabel.networks.backbones import backbone
+from nolabel.networks.network import Network
 from nolabel.recipes import RECIPES
+from nolabel.training.job import Job
 from nolabel.views import View
 
 DENSE = dataclasses.replace(SMALL["densecl"], queue_size=64, projection_dim=16)  # type: ignore[call-arg]
@@ -33,10 +35,10 @@ def densecl(kind: str = "resnet", run: dict[str, Any] | None = None, **values: A
     return job(dataclasses.replace(DENSE, **values), kind, **(run or {}))
 
 
-def parts(j: Job, network: nn.ModuleDict, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def parts(j: Job, network: Network[Any], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised global projection, raw dense projections and backbone map (B, D, S, S) of one view."""
-    features = network["backbone"](x)
-    head = network["head"]
+    features = network.backbone(x)
+    head = network.head
     grid = features.patches.transpose(1, 2).unflatten(2, features.grid)
     n = j.config.method.num_grid
     if n is not None:
@@ -90,7 +92,7 @@ def test_the_losses_are_the_slow_loops(values: dict[str, Any], kind: str) -> Non
     step(j, 0)  # the key is no longer the query
     batch = views(j, 1)
     if kind == "vit":  # there the global projection is that of the class token: ours, not the paper's
-        j.method.backbone.model.global_pool = j.method.key["backbone"].model.global_pool = "avg"
+        j.method.backbone.model.global_pool = j.method.key.backbone.model.global_pool = "avg"
     said = j.method(batch, j.clock(1))
     whole, dense = slow_losses(j, batch)
     assert said["loss_global"].item() == pytest.approx(whole, rel=1e-5)
@@ -114,7 +116,7 @@ def test_the_defaults_are_the_papers() -> None:
 
 @pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.method == "densecl"])
 def test_the_recipes_are_sgd_as_in_the_paper(name: str) -> None:
-    config = recipe_config(name)
+    config = load_recipe(name)
     o = config.optim
     assert (o.name, o.sgd_momentum, o.weight_decay, o.weight_decay_end, o.decay_all) == ("sgd", 0.9, 1e-4, 1e-4, True)
     assert (o.min_lr, o.warmup_epochs, o.clip_grad, o.lr_by_epoch) == (0, 0, 0, True)
@@ -127,7 +129,7 @@ def test_the_recipes_are_sgd_as_in_the_paper(name: str) -> None:
 
 
 def test_the_small_recipes_differ_in_the_dense_loss_alone() -> None:
-    a, b = recipe_config("densecl-small"), recipe_config("mocov2-small")
+    a, b = load_recipe("densecl-small"), load_recipe("mocov2-small")
     same = dataclasses.replace(b, recipe=a.recipe, method=dataclasses.replace(b.method, dense_weight=0.5))
     assert a == same and (a.method.queue_size, a.method.momentum) == ("auto", 0.99)
 
@@ -146,7 +148,7 @@ def test_the_resnet_starts_as_the_papers() -> None:
     """timm zeroes the last gain of each block and draws by fan-out."""
     ours, theirs = densecl().method.backbone.model, backbone("resnet18").model
     assert not theirs.layer1[0].bn2.weight.any()
-    for network in (ours, densecl().method.key["backbone"].model):
+    for network in (ours, densecl().method.key.backbone.model):
         norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
         assert all((m.weight == 1).all() and not m.bias.any() for m in norms) and len(norms) > 5
     conv = densecl(run={"backbone_args": ("layers=[1,1,1,1]",)}, dense_weight=0.0).method.backbone.model.layer3[0].conv1
@@ -155,7 +157,7 @@ def test_the_resnet_starts_as_the_papers() -> None:
 
 
 def test_the_head_starts_as_the_papers() -> None:
-    head = densecl(hidden_dim=512, projection_dim=128).method.query["head"]
+    head = densecl(hidden_dim=512, projection_dim=128).method.query.head
     for layer in (head.pooled[0], head.pooled[2]):
         assert layer.weight.std().item() == pytest.approx((2 / layer.in_features) ** 0.5, rel=0.03)
         assert not layer.bias.any()
@@ -163,7 +165,7 @@ def test_the_head_starts_as_the_papers() -> None:
         bound = layer.in_features**-0.5
         assert bound * 0.99 < layer.weight.abs().max() <= bound and 0 < layer.bias.abs().max() <= bound
     assert head.pooled[0].weight.shape == (512, 32) and head.pooled[2].weight.shape == (128, 512)
-    assert densecl(hidden_dim=None).method.query["head"].pooled[0].weight.shape == (32, 32)
+    assert densecl(hidden_dim=None).method.query.head.pooled[0].weight.shape == (32, 32)
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
@@ -176,8 +178,8 @@ def test_without_the_dense_loss_it_is_moco_v2(kind: str) -> None:
     for number in range(3):
         batch, m = views(j, number), j.method
         with torch.no_grad():
-            q = F.normalize(m.query["head"].pooled(m.query["backbone"](batch[0]).pooled), dim=1)
-            k = F.normalize(m.key["head"].pooled(m.key["backbone"](batch[1]).pooled), dim=1)
+            q = F.normalize(m.query.head.pooled(m.query.backbone(batch[0]).pooled), dim=1)
+            k = F.normalize(m.key.head.pooled(m.key.backbone(batch[1]).pooled), dim=1)
         logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], dim=1) / 0.2
         assert step(j, number)["loss"] == pytest.approx(
             F.cross_entropy(logits, torch.zeros(8, dtype=torch.int64)).item(), rel=1e-5
@@ -290,7 +292,7 @@ def test_micro_batches_fill_the_queues_once_and_in_order() -> None:
 
 
 def test_everything_is_decayed() -> None:
-    config = recipe_config("densecl")
+    config = load_recipe("densecl")
     j = densecl(run={"optim": config.optim})
     assert [len(g["params"]) for g in j.optimizer.param_groups] == [len(list(j.method.query.parameters())), 0]
 

@@ -10,11 +10,12 @@ import torch
 from tiny import BACKBONES, changed, everything, job, step, views
 from torch import Tensor
 
-from nolabel import losses
-from nolabel.job import Job
-from nolabel.losses import Outputs
+from nolabel.losses import distillation
+from nolabel.losses.distillation import Outputs
 from nolabel.methods.dino import DINO, DINOConfig, outputs
-from nolabel.schedules import Clock
+from nolabel.networks.network import Network
+from nolabel.optim.schedules import Clock
+from nolabel.training.job import Job
 from nolabel.views import View
 
 CONFIG = DINOConfig(32, 16, 2, num_prototypes=64, hidden_dim=32, bottleneck_dim=16, drop_path=0.0, freeze_last_layer=0)
@@ -52,7 +53,7 @@ def test_sizes_scales_and_counts_are_settings() -> None:
     assert [v.scale for v in found] == [(0.2, 0.9)] * 2 + [(0.1, 0.2)] * 3
 
 
-def logits_of(network: torch.nn.ModuleDict, batch: list[Tensor]) -> Tensor:
+def logits_of(network: Network[Any], batch: list[Tensor]) -> Tensor:
     """(V, B, K), whole."""
     said = outputs(network, batch, 1.0)
     return said.z @ said.prototypes.T
@@ -61,8 +62,8 @@ def logits_of(network: torch.nn.ModuleDict, batch: list[Tensor]) -> Tensor:
 def slow_loss(j: Job, batch: list[Tensor], center: Tensor, temp: float) -> float:
     """Every pair of a teacher view and another student view, image by image, each network on one view at a time."""
     m = j.method
-    teacher = [m.teacher["head"](m.teacher["backbone"](v).pooled) for v in batch[:2]]  # type: ignore[index,operator]
-    student = [m.student["head"](m.student["backbone"](v).pooled) for v in batch]  # type: ignore[index,operator]
+    teacher = [m.teacher.head(m.teacher.backbone(v).pooled) for v in batch[:2]]  # type: ignore[index,operator]
+    student = [m.student.head(m.student.backbone(v).pooled) for v in batch]  # type: ignore[index,operator]
     terms = [
         -((((teacher[q][i] - center[0]) / temp).softmax(-1)) * (student[v][i] / 0.1).log_softmax(-1)).sum().item()
         for q in range(2)
@@ -95,7 +96,7 @@ def test_rows_are_crop_by_crop_and_one_pass_a_run_of_equal_sizes(sizes: tuple[in
     j = dino()
     network = j.method.student
     passes: list[int] = []
-    network["backbone"].register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
+    network.backbone.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
     batch = [torch.randn(3, 3, s, s) for s in sizes]
     together = logits_of(network, batch)
     runs = 1 + sum(a != b for a, b in itertools.pairwise(sizes))
@@ -108,7 +109,7 @@ def test_rows_are_crop_by_crop_and_one_pass_a_run_of_equal_sizes(sizes: tuple[in
 def test_the_teacher_sees_the_global_crops_alone() -> None:
     j = dino(num_local=2)
     batch, seen = views(j), []
-    j.method.teacher["backbone"].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    j.method.teacher.backbone.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
     j.method(batch, j.clock(0))
     assert [tuple(s) for s in seen] == [(2 * 8, 3, 32, 32)]
 
@@ -126,7 +127,7 @@ def test_drop_path_is_the_students_alone() -> None:
 
 def constant_step(j: Job, z: Tensor) -> Tensor:
     """A step in which the teacher says `z` for every row; gives the logits of that."""
-    logits = j.method.teacher["head"].last_layer(z).clone()  # type: ignore[index,operator,union-attr]
+    logits = j.method.teacher.head.last_layer(z).clone()  # type: ignore[index,operator,union-attr]
     j.method._collect(z.expand(2, 5, -1))
     j.method.after_step(j.clock(0), OK)
     return logits
@@ -167,7 +168,7 @@ def test_uniform_logits_cost_ln_k(center: float) -> None:
     j = dino(num_prototypes=64)
     with torch.no_grad():
         for network in (j.method.student, j.method.teacher):
-            network["head"].last_layer.weight_v.copy_(torch.ones(64, 16))
+            network.head.last_layer.weight_v.copy_(torch.ones(64, 16))
     j.method.center += center
     said = j.method(views(j), j.clock(0))
     assert said["loss"].item() == pytest.approx(math.log(64), rel=1e-5)
@@ -211,21 +212,21 @@ def test_batchnorm_statistics_are_each_networks_own() -> None:
 def test_the_learned_magnitude_learns() -> None:
     j = dino(learn_magnitude=True)
     step(j, 0)
-    g = j.method.student["head"].last_layer.weight_g
+    g = j.method.student.head.last_layer.weight_g
     assert not torch.equal(g, torch.ones_like(g))
-    fixed = dino().method.student["head"].last_layer.weight_g
+    fixed = dino().method.student.head.last_layer.weight_g
     assert not fixed.requires_grad
 
 
 def test_the_head_can_have_batchnorm() -> None:
     j = dino(head_batchnorm=True)
-    assert [m for m in j.method.student["head"].modules() if isinstance(m, torch.nn.BatchNorm1d)]
+    assert [m for m in j.method.student.head.modules() if isinstance(m, torch.nn.BatchNorm1d)]
     assert step(j, 0)["loss"] > 0
 
 
 def test_what_ships_is_the_teacher() -> None:
     j = dino()
-    assert j.method.backbone is j.method.teacher["backbone"]
+    assert j.method.backbone is j.method.teacher.backbone
     assert isinstance(j.method, DINO) and "drop_path_rate" not in j.method.backbone.args
 
 
@@ -239,7 +240,7 @@ def test_bf16_is_near_float32() -> None:
 def test_the_loss_is_the_one_of_the_losses_module(monkeypatch: pytest.MonkeyPatch) -> None:
     """What tests/test_losses.py proves is what DINO uses."""
     called = []
-    real = losses.dino_loss
+    real = distillation.dino_loss
 
     def watched(*arguments: Any) -> Tensor:
         called.append(arguments)

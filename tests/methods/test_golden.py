@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_contract import SMALL
 from tiny import job, step
 
-from nolabel.optim import OptimConfig
+from nolabel.optim.optimizers import OptimConfig
 
 FILE = Path(__file__).with_name("golden.json")
 ADAMW = OptimConfig("adamw", lr=0.06, warmup_epochs=1)  # of a batch of 8: 0.0019; at ten times that rounding grows

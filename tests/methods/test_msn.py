@@ -9,9 +9,9 @@ import torch
 from tiny import job, step, views
 from torch import Tensor
 
-from nolabel.job import Job
 from nolabel.methods.msn import MSN, MSNConfig
-from nolabel.optim import OptimConfig
+from nolabel.optim.optimizers import OptimConfig
+from nolabel.training.job import Job
 from nolabel.views import View
 
 CONFIG = MSNConfig(32, 16, 1, 2, mask_ratio=0.5, num_prototypes=16, hidden_dim=32, output_dim=16, momentum=0.9)
@@ -63,8 +63,8 @@ def tokens_seen(j: Job, number: int = 0) -> dict[str, list[tuple[int, int]]]:
     """(images, tokens) of each pass through the blocks of both networks in one forward pass."""
     seen: dict[str, list[tuple[int, int]]] = {"anchor": [], "target": []}
     handles = [
-        getattr(j.method, name)["backbone"]
-        .model.blocks[0]
+        getattr(j.method, name)
+        .backbone.model.blocks[0]
         .register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(tuple(inputs[0].shape[:2])))
         for name in seen
     ]
@@ -182,7 +182,7 @@ def test_the_target_follows_linearly_and_keeps_its_own_batch_statistics() -> Non
         for old, new, now in zip(before, j.method.target.parameters(), j.method.anchor.parameters(), strict=True):
             torch.testing.assert_close(new, m * old + (1 - m) * now)
     assert momenta == pytest.approx([0.9 + 0.1 * n / 40 for n in range(3)])
-    ours, theirs = (dict(getattr(j.method, n)["head"].named_buffers()) for n in ("anchor", "target"))
+    ours, theirs = (dict(getattr(j.method, n).head.named_buffers()) for n in ("anchor", "target"))
     assert {int(b[k]) for b in (ours, theirs) for k in b if k.endswith("tracked")} == {3}  # one pass a step each
     assert all(not torch.allclose(ours[k], theirs[k]) for k in ours if k.endswith("running_mean"))
 
@@ -190,15 +190,15 @@ def test_the_target_follows_linearly_and_keeps_its_own_batch_statistics() -> Non
 def test_the_patch_embedding_starts_in_msns_way() -> None:
     j = job(dataclasses.replace(CONFIG), backbone_args=("patch_size=8", "embed_dim=192", "depth=1", "num_heads=3"))
     for network in (j.method.anchor, j.method.target):
-        projection = network["backbone"].model.patch_embed.proj  # type: ignore[index,union-attr]
+        projection = network.backbone.model.patch_embed.proj  # type: ignore[index,union-attr]
         assert projection.weight.std().item() == pytest.approx((2 / (3 * 8 * 8)) ** 0.5, rel=0.03)
         assert not projection.bias.any()
 
 
 def test_the_head_is_three_layers_with_batchnorm_between() -> None:
-    kinds = [type(layer).__name__ for layer in msn().method.anchor["head"]]  # type: ignore[index]
+    kinds = [type(layer).__name__ for layer in msn().method.anchor.head]  # type: ignore[index]
     assert kinds == ["Linear", "BatchNorm1d", "GELU", "Linear", "BatchNorm1d", "GELU", "Linear"]
-    assert not [m for m in msn(head_batchnorm=False).method.anchor["head"].modules() if "Norm" in type(m).__name__]  # type: ignore[index]
+    assert not [m for m in msn(head_batchnorm=False).method.anchor.head.modules() if "Norm" in type(m).__name__]  # type: ignore[index]
 
 
 # Training.

@@ -11,7 +11,8 @@ from test_msn import CONFIG, msn, random
 from tiny import step, views
 from torch import Tensor
 
-from nolabel.losses import entropy, log_assignments, memax_gap, sinkhorn
+from nolabel.losses.assignments import log_assignments, memax_gap, sinkhorn
+from nolabel.losses.distillation import entropy
 from nolabel.methods.msn import MSNConfig
 
 
@@ -88,7 +89,7 @@ def test_the_loss_is_the_slow_loop(settings: dict[str, Any]) -> None:
         step(j, number)
     batch, m, seen = views(j, 9), j.method, {}
     for name in ("anchor", "target"):
-        getattr(m, name)["head"].register_forward_hook(lambda _, i, out, name=name: seen.update({name: out.detach()}))
+        getattr(m, name).head.register_forward_hook(lambda _, i, out, name=name: seen.update({name: out.detach()}))
     said = m(batch, j.clock(3))
     anchors = seen["anchor"].view(len(batch) - 1, 8, 16)
     expected = slow_loss(j.config.method, anchors, seen["target"], m.prototypes.detach())  # type: ignore[union-attr]
@@ -104,7 +105,7 @@ def test_each_anchor_is_compared_with_the_target_of_its_own_image() -> None:
     z = m._anchors(batch[1:], j.clock(0)).view(2, 8, -1)  # type: ignore[operator]
     for v in range(2):
         for i in range(8):
-            alone = m.anchor["head"](m.anchor["backbone"](batch[1 + v][i : i + 1]).pooled)  # type: ignore[index,operator]
+            alone = m.anchor.head(m.anchor.backbone(batch[1 + v][i : i + 1]).pooled)  # type: ignore[index,operator]
             torch.testing.assert_close(z[v, i], alone[0], rtol=1e-4, atol=1e-5)
 
 
@@ -190,7 +191,7 @@ def test_gradients_come_from_the_side_of_the_anchors_alone() -> None:
     j = msn()
     m, batch, seen = j.method, views(j), {}
     for name in ("anchor", "target"):
-        getattr(m, name)["head"].register_forward_hook(lambda _, i, out, name=name: seen.update({name: out.detach()}))
+        getattr(m, name).head.register_forward_hook(lambda _, i, out, name=name: seen.update({name: out.detach()}))
     m(batch, j.clock(0))["loss"].backward()
     fixed = sinkhorn(m._sharpened(seen["target"]))  # type: ignore[operator]
     q = m.prototypes.detach().clone().requires_grad_()  # type: ignore[operator]

@@ -7,15 +7,15 @@ import pytest
 import torch
 from test_msn import CONFIG, msn
 
+from nolabel.config.load import load_recipe
 from nolabel.errors import UsageError
-from nolabel.job import recipe_config
 from nolabel.methods.msn import MSNConfig
-from nolabel.optim import set_schedules
-from nolabel.schedules import Clock
+from nolabel.optim.optimizers import set_schedules
+from nolabel.optim.schedules import Clock
 
 
 def test_the_recipes_are_the_papers() -> None:
-    shipped, headline = recipe_config("msn"), recipe_config("msn-headline")
+    shipped, headline = load_recipe("msn"), load_recipe("msn-headline")
     assert shipped.method == MSNConfig() and (shipped.stretch, shipped.epochs, shipped.batch_size) == (1.25, 800, 1024)
     c = MSNConfig()
     assert (c.num_prototypes, c.hidden_dim, c.output_dim, c.mask_ratio) == (1024, 2048, 256, 0.15)
@@ -30,7 +30,7 @@ def test_the_recipes_are_the_papers() -> None:
 
 def test_the_schedules_end_where_the_papers_code_ends() -> None:
     """Over 1.25 times 800 epochs, cut at 800: weight decay .3656, momentum .9992, 9.8 % of the learning rate."""
-    config, per_epoch = recipe_config("msn"), 1251
+    config, per_epoch = load_recipe("msn"), 1251
     total = round(800 * per_epoch * config.stretch)
     adamw = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], weight_decay=0.0)
     adamw.param_groups[0]["decay"] = True

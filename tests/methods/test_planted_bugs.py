@@ -22,18 +22,19 @@ from test_contract import (
 )
 from torch import Tensor, nn
 
-from nolabel.heads import DINOHead
 from nolabel.methods import METHODS
 from nolabel.methods.base import MakeBackbone
 from nolabel.methods.dino import DINO, DINOConfig
-from nolabel.momentum import move_teacher
-from nolabel.schedules import Clock
+from nolabel.networks.heads import DINOHead
+from nolabel.networks.network import Network
+from nolabel.networks.teacher import move_teacher
+from nolabel.optim.schedules import Clock
 
 
 class HeadNotCopied(DINO):
     def __init__(self, config: DINOConfig, make_backbone: MakeBackbone) -> None:
         super().__init__(config, make_backbone)
-        self.teacher["head"] = DINOHead(self.backbone.num_features, 64, 32, 16).requires_grad_(False)
+        self.teacher.head = DINOHead(self.backbone.num_features, 64, 32, 16).requires_grad_(False)
 
 
 class TeacherIsTheStudent(DINO):
@@ -61,7 +62,7 @@ class TeacherHeadNeverRead(DINO):
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Any:
         teacher, self.teacher = (
             self.teacher,
-            nn.ModuleDict({"backbone": self.teacher["backbone"], "head": self.student["head"]}),
+            Network(self.teacher.backbone, self.student.head),
         )
         said = super().forward(views, clock)
         self.teacher = teacher
@@ -77,7 +78,7 @@ class TeacherMovesInForward(DINO):
 class CenterMovesInForward(DINO):
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Any:
         said = super().forward(views, clock)
-        self.center.add_(0.1 * self.teacher["head"].last_layer(self._teacher_sum / self._num_summed))  # type: ignore[operator,union-attr]
+        self.center.add_(0.1 * self.teacher.head.last_layer(self._teacher_sum / self._num_summed))  # type: ignore[operator,union-attr]
         return said
 
 
@@ -91,9 +92,9 @@ class TeacherNeverMoves(DINO):
 
 class HeadNeverMoves(DINO):
     def after_step(self, clock: Clock, ok: Tensor) -> None:
-        kept = [p.clone() for p in self.teacher["head"].parameters()]
+        kept = [p.clone() for p in self.teacher.head.parameters()]
         super().after_step(clock, ok)
-        for p, old in zip(self.teacher["head"].parameters(), kept, strict=True):
+        for p, old in zip(self.teacher.head.parameters(), kept, strict=True):
             p.copy_(old)
 
 
@@ -122,7 +123,7 @@ class FrozenByZeros(DINO):
 
     def before_step(self, clock: Clock) -> None:
         if clock.epoch < 1:
-            for p in self.student["head"].last_layer.parameters():  # type: ignore[union-attr]
+            for p in self.student.head.last_layer.parameters():  # type: ignore[union-attr]
                 if p.grad is not None:
                     p.grad.zero_()
 

@@ -18,16 +18,17 @@ from test_contract import (
     reads_every_part_of_the_teacher,
     starts_with_a_teacher_that_copies_the_student,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from nolabel import matching
-from nolabel.heads import DenseProjector
 from nolabel.methods import METHODS, densecl
 from nolabel.methods.base import MakeBackbone
 from nolabel.methods.densecl import DenseCL, DenseCLConfig, Seen
-from nolabel.momentum import move_teacher
-from nolabel.schedules import Clock
+from nolabel.networks import matching
+from nolabel.networks.heads import DenseProjector
+from nolabel.networks.network import Network
+from nolabel.networks.teacher import move_teacher
+from nolabel.optim.schedules import Clock
 
 
 class KeyNeverRead(DenseCL):
@@ -41,7 +42,7 @@ class KeyNeverRead(DenseCL):
 class KeyHeadNeverRead(DenseCL):
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Any:
         key = self.key
-        self.key = nn.ModuleDict({"backbone": key["backbone"], "head": self.query["head"]})
+        self.key = Network(key.backbone, self.query.head)
         said = super().forward(views, clock)
         self.key = key
         return said
@@ -50,7 +51,7 @@ class KeyHeadNeverRead(DenseCL):
 class KeyHeadNotCopied(DenseCL):
     def __init__(self, config: DenseCLConfig, make_backbone: MakeBackbone) -> None:
         super().__init__(config, make_backbone)
-        self.key["head"] = DenseProjector(self.backbone.num_features, 8, 32).requires_grad_(False)
+        self.key.head = DenseProjector(self.backbone.num_features, 8, 32).requires_grad_(False)
 
 
 class KeyMovesInForward(DenseCL):
@@ -102,7 +103,7 @@ class QueueFilledInABadStep(DenseCL):
 
 
 class QueueFilledWithQueries(DenseCL):
-    def _look(self, network: nn.ModuleDict, images: Tensor) -> Seen:
+    def _look(self, network: Network[Any], images: Tensor) -> Seen:
         seen = super()._look(network, images)
         if network is self.query:
             self.kept = seen
@@ -114,13 +115,13 @@ class QueueFilledWithQueries(DenseCL):
 
 
 class DenseQueueOfOneLocation(DenseCL):
-    def _look(self, network: nn.ModuleDict, images: Tensor) -> Seen:
+    def _look(self, network: Network[Any], images: Tensor) -> Seen:
         seen = super()._look(network, images)
         return seen if seen.dense is None else seen._replace(mean=seen.dense[:, 0])
 
 
 class DenseQueueOfNormalizedMeans(DenseCL):
-    def _look(self, network: nn.ModuleDict, images: Tensor) -> Seen:
+    def _look(self, network: Network[Any], images: Tensor) -> Seen:
         seen = super()._look(network, images)
         return seen if seen.dense is None else seen._replace(mean=F.normalize(seen.dense.mean(1), dim=-1))
 
@@ -152,9 +153,9 @@ class QueueNotSaved(DenseCL):
 class FeaturesNotPooled(DenseCL):
     """The trap of num_grid: indices of one grid used in another."""
 
-    def _look(self, network: nn.ModuleDict, images: Tensor) -> Seen:
+    def _look(self, network: Network[Any], images: Tensor) -> Seen:
         seen = super()._look(network, images)
-        patches = network["backbone"](images).patches.detach()
+        patches = network.backbone(images).patches.detach()
         return seen._replace(locations=patches[:, : seen.locations.shape[1]])  # type: ignore[union-attr]
 
 

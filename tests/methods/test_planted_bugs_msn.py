@@ -21,14 +21,15 @@ from test_contract import (
     reads_every_part_of_the_teacher,
     starts_with_a_teacher_that_copies_the_student,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
-from nolabel import losses
+from nolabel.losses import assignments, distillation
 from nolabel.methods import METHODS
 from nolabel.methods import msn as module
 from nolabel.methods.base import MakeBackbone
 from nolabel.methods.msn import MSN, MSNConfig
-from nolabel.schedules import Clock
+from nolabel.networks.network import Network
+from nolabel.optim.schedules import Clock
 
 
 @contextlib.contextmanager
@@ -45,7 +46,7 @@ class PrototypesDetached(MSN):
     """lightly's examples and others: the prototypes never train."""
 
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Any:
-        real = losses.log_assignments
+        real = assignments.log_assignments
         with replaced(module, "log_assignments", lambda z, q, *rest: real(z, q.detach(), *rest)):
             return super().forward(views, clock)
 
@@ -58,7 +59,7 @@ class TargetNeverRead(MSN):
 
 class TargetHeadIsTheAnchors(MSN):
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Any:
-        both = nn.ModuleDict({"backbone": self.target["backbone"], "head": self.anchor["head"]})
+        both = Network(self.target.backbone, self.anchor.head)
         with replaced(self, "target", both):
             return super().forward(views, clock)
 
@@ -100,7 +101,7 @@ class MaskedTarget(MSN):
 
 class MaskedFocalViews(MSN):
     def _anchors(self, views: Sequence[Tensor], clock: Clock) -> Tensor:
-        net = self.anchor["backbone"]
+        net = self.anchor.backbone
 
         def masked(x: Tensor, keep: Tensor | None = None) -> Any:
             return type(net).forward(net, x, torch.arange(2) if keep is None else keep)
@@ -123,7 +124,7 @@ class MinimisedMeanEntropy(MSN):
     """The sign of me-max."""
 
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Any:
-        with replaced(module, "memax_gap", lambda p: -losses.memax_gap(p)):
+        with replaced(module, "memax_gap", lambda p: -assignments.memax_gap(p)):
             return super().forward(views, clock)
 
 
@@ -131,7 +132,7 @@ class MeanOfEntropies(MSN):
     """me-max over each image's own probabilities, not over their mean."""
 
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Any:
-        with replaced(module, "memax_gap", lambda p: torch.tensor(16.0).log() - losses.entropy(p)):
+        with replaced(module, "memax_gap", lambda p: torch.tensor(16.0).log() - distillation.entropy(p)):
             return super().forward(views, clock)
 
 
@@ -150,19 +151,19 @@ class SinkhornBeforeSharpening(MSN):
 
     @torch.no_grad()
     def _sharpened(self, target: Tensor) -> Tensor:
-        p = losses.log_assignments(target, self.prototypes, self.config.temperature).exp()
-        q = losses.sinkhorn(p, self.config.sinkhorn_rounds) ** (1 / self.config.sharpening)
+        p = assignments.log_assignments(target, self.prototypes, self.config.temperature).exp()
+        q = assignments.sinkhorn(p, self.config.sinkhorn_rounds) ** (1 / self.config.sharpening)
         return q / q.sum(1, keepdim=True)
 
 
 class TargetsWithGradient(MSN):
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Any:
-        real = losses.sinkhorn
+        real = assignments.sinkhorn
         with replaced(module, "sinkhorn", lambda p, rounds: p + (real(p, rounds) - p).detach()):
             return super().forward(views, clock)
 
     def _sharpened(self, target: Tensor) -> Tensor:
-        log_p = losses.log_assignments(target, self.prototypes, self.config.temperature)
+        log_p = assignments.log_assignments(target, self.prototypes, self.config.temperature)
         return (log_p / self.config.sharpening).softmax(-1)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny import job, step, views
 
-from nolabel.job import Job
 from nolabel.methods.simclr import SimCLRConfig
+from nolabel.training.job import Job
 from nolabel.views import View
 
 

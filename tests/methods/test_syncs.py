@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nolabel.methods import dino, msn
-from nolabel.train import training_step
+from nolabel.training.step import training_step
 
 WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2")
 """They bring a number, or a shape that depends on numbers, to the host."""

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from nolabel import distributed
-from nolabel.checkpoint import optimizer_tensors
 from nolabel.config import TrainConfig, resolve
 from nolabel.data.images import Images
-from nolabel.job import Job, build
 from nolabel.methods import MethodConfig
-from nolabel.optim import OptimConfig
-from nolabel.train import training_step
+from nolabel.optim.optimizers import OptimConfig
+from nolabel.runs.checkpoint import optimizer_tensors
+from nolabel.training.job import Job, build
+from nolabel.training.step import training_step
 
 CPU = torch.device("cpu")
 IMAGES = Images("nowhere", "folder", tuple(f"{i}.png" for i in range(32)), ())

@@ -16,12 +16,14 @@ from tiny import SGD, changed, everything, job, step, views
 from torch import Tensor, nn
 
 from nolabel import distributed
-from nolabel.distributed import SyncBatchNorm, all_gather, all_mean, all_sum, any_process, process_group
-from nolabel.job import Job
+from nolabel.distributed import group
+from nolabel.distributed.batchnorm import SyncBatchNorm
+from nolabel.distributed.group import all_gather, all_mean, all_sum, any_process, process_group
+from nolabel.distributed.shuffle import shuffle, unshuffle
 from nolabel.methods import densecl as method
-from nolabel.optim import all_finite
-from nolabel.shuffle import shuffle, unshuffle
-from nolabel.train import training_step
+from nolabel.optim.optimizers import all_finite
+from nolabel.training.job import Job
+from nolabel.training.step import training_step
 
 STEPS = 3
 Found = dict[str, Tensor]
@@ -164,12 +166,12 @@ def densecl_shuffled_back_wrongly() -> Found:
 
 def cut() -> Found:
     """The planted bug: the gradient of me-max stops at the border of the process."""
-    kept = distributed._AllSum.backward
-    distributed._AllSum.backward = staticmethod(lambda ctx, grad: grad)  # type: ignore[method-assign]
+    kept = group._AllSum.backward
+    group._AllSum.backward = staticmethod(lambda ctx, grad: grad)  # type: ignore[method-assign]
     try:
         found = training(msn)
     finally:
-        distributed._AllSum.backward = kept  # type: ignore[method-assign]
+        group._AllSum.backward = kept  # type: ignore[method-assign]
     return found
 
 

@@ -5,16 +5,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from nolabel.backbones import Backbone, Features, backbone
 from nolabel.errors import UsageError
-from nolabel.plots.attention import (
-    attention_maps,
-    attention_sheet,
-    prepare,
-    similarity_map,
-    snapshot,
-    upsample,
-)
+from nolabel.networks.backbones import Backbone, Features, backbone
+from nolabel.plots.attention import attention_maps, attention_sheet, prepare, similarity_map, snapshot, upsample
 from nolabel.plots.sheet import Tile, sheet, to_image
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

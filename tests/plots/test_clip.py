@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from nolabel import cli
-from nolabel.backbones import backbone
+from nolabel.cli import main
 from nolabel.errors import DataError
+from nolabel.networks.backbones import backbone
 from nolabel.plots import attention_clip, clip_frames
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -47,7 +47,7 @@ def test_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_attention: bo
 
 def test_show_attention_writes_a_clip(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["show", "attention", "random:resnet18", str(pictures / "val" / "checks"), "--out", str(tmp_path)]
-    cli.main([*args, "--size", "64", "--clip"])
+    main.main([*args, "--size", "64", "--clip"])
     assert capsys.readouterr().out.split() == [str(tmp_path / "attention.webp")]
     assert len(pages(tmp_path / "attention.webp")) == 6
 
@@ -82,5 +82,5 @@ def test_a_clip_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_show_attention_of_a_clip(tmp_path: Path) -> None:
     clip = animation(tmp_path / "clip.gif")
-    cli.main(["show", "attention", "random:resnet18", str(clip), "--out", str(tmp_path), "--size", "64", "--clip"])
+    main.main(["show", "attention", "random:resnet18", str(clip), "--out", str(tmp_path), "--size", "64", "--clip"])
     assert len(pages(tmp_path / "attention.webp")) == 3

@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from nolabel.backbones import Backbone, Features, backbone
-from nolabel.cli import main
-from nolabel.data.demo import render
+from nolabel.cli.main import main
+from nolabel.data.demo.world import render
 from nolabel.errors import UsageError
-from nolabel.matching import match
+from nolabel.networks.backbones import Backbone, Features, backbone
+from nolabel.networks.matching import match
 from nolabel.plots.matches import (
     centres,
     matches_sheet,

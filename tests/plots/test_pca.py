@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nolabel.backbones import Backbone, Features
+from nolabel.networks.backbones import Backbone, Features
 from nolabel.plots.pca import foreground, pca_basis, pca_rgb, pca_sheet
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

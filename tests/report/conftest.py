@@ -11,7 +11,8 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw, ImageFilter
 
-from nolabel.run import Run, append_jsonl, write_json
+from nolabel.files import append_jsonl, write_json
+from nolabel.runs.folder import Run
 
 CONFIG: dict[str, Any] = {
     "method": {

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
+from nolabel.files import append_jsonl, write_json
 from nolabel.report import report
-from nolabel.run import Run, append_jsonl, write_json
+from nolabel.runs.folder import Run
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&lt;{{ 7*7 }}\u202e"
 VOID = {"meta", "img", "input", "br", "link", "line", "rect", "circle", "polyline"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nolabel import checkpoint
+from nolabel.runs import checkpoint
 
 CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir", "chmod", "fsync", "open")
 

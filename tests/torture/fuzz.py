@@ -18,17 +18,18 @@ import torch
 from hostile import WHOLE
 from safetensors.torch import save_file
 
-from nolabel.backbones import backbone
-from nolabel.checkpoint import Checkpoint, load_newest, save
 from nolabel.config import read_yaml, resolve
+from nolabel.config.load import config_yaml, from_mapping, load_recipe
 from nolabel.data.decode import decode
 from nolabel.data.images import BadImage, read, scan
 from nolabel.errors import NolabelError
-from nolabel.health import Facts, diagnose
-from nolabel.job import config_from, config_yaml, recipe_config
+from nolabel.files import append_jsonl, cut_jsonl, write_json
+from nolabel.health.diagnosis import Facts, diagnose
+from nolabel.networks.backbones import backbone
 from nolabel.report import report
-from nolabel.run import Run, append_jsonl, cut_jsonl, write_json
-from nolabel.weights import load_weights
+from nolabel.runs.checkpoint import Checkpoint, load_newest, save
+from nolabel.runs.folder import Run
+from nolabel.weights.load import load_weights
 
 ODD = (
     b"", b"\0", b"\xff" * 8, b"-1", b"1e999", b"NaN", b"null", b"[]", b"{}", b'"', b"\\", b"\n", b": ", b"[[[[", b"&a ",
@@ -92,13 +93,13 @@ class Target(NamedTuple):
 
 def plant_settings(folder: Path) -> None:
     for name in ("dino", "msn-small", "densecl-small", "simclr-small"):
-        (folder / f"{name}.yaml").write_text(config_yaml(recipe_config(name)), encoding="utf-8")
+        (folder / f"{name}.yaml").write_text(config_yaml(load_recipe(name)), encoding="utf-8")
 
 
 def take_settings(folder: Path) -> None:
     for path in folder.glob("*.yaml"):
         try:
-            resolve(config_from(read_yaml(path), path.name), 5000, 1, torch.device("cpu"))
+            resolve(from_mapping(read_yaml(path), path.name), 5000, 1, torch.device("cpu"))
         except NolabelError as error:
             polite(error)
 
@@ -133,7 +134,7 @@ def take_forged_checkpoints(folder: Path) -> None:
 
 
 def plant_run(folder: Path) -> None:
-    (folder / "config.yaml").write_text(config_yaml(recipe_config("dino-small")), encoding="utf-8")
+    (folder / "config.yaml").write_text(config_yaml(load_recipe("dino-small")), encoding="utf-8")
     write_json(folder / "status.json", {"state": "running", "step": 30, "health": {"kind": "healthy", "words": ""}})
     for step in range(10, 40, 10):
         line = {"step": step, "epoch": step / 10, "loss": 4.0, "knn": 20.0, "rankme": 9.0, "effective_rank": 7.0}

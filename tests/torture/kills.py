@@ -27,8 +27,9 @@ import torch._dynamo
 from PIL import Image
 
 import nolabel
-from nolabel import api, saving, train
+from nolabel import api
 from nolabel.errors import NolabelError
+from nolabel.training import state
 
 VIT = {"backbone": "vit_tiny_patch16_224", "backbone_args": ["patch_size=8", "embed_dim=32", "depth=2", "num_heads=2"]}
 RESNET = {"backbone": "resnet18", "backbone_args": ["layers=[1,1,1,1]", "channels=[8,16,24,32]", "output_stride=8"]}
@@ -79,7 +80,7 @@ def begin_or_go_on(method: str, data: Path, out: Path, log: Path, sabotage: bool
         os.dup2(to, 1)
         os.dup2(to, 2)
         if sabotage:
-            saving.restore_optimizer = lambda *_: None
+            state.restore_optimizer = lambda *_: None
         if (out / "config.yaml").is_file():
             nolabel.resume(out)
         else:  # killed before the run began: nothing was there to lose
@@ -183,7 +184,7 @@ def main() -> int:
     parser.add_argument("--sabotage", action="store_true", help="forget the optimizer on resume: must be noticed")
     given = parser.parse_args()
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)], fused=True)  # imports what every child would import
-    assert train and len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked safely"
+    assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked safely"
     names = given.methods.split(",")
     tallies = {}
     print("method    runs  SIGKILLs  inside a save  steps lost at most  ended bit-equal  minutes", flush=True)

@@ -18,8 +18,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from test_faults import good, names, newest, of, started
 
-from nolabel import checkpoint
-from nolabel.checkpoint import save
+from nolabel.runs import checkpoint
+from nolabel.runs.checkpoint import save
 
 CALLS = (
     "openat,write,pwrite64,ftruncate,fallocate,fsync,fdatasync,rename,renameat,renameat2,"

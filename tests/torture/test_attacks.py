@@ -15,12 +15,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nolabel import job
-from nolabel.checkpoint import Checkpoint, load_newest, save
-from nolabel.config import read_yaml
+from nolabel.config import load, read_yaml
 from nolabel.data.images import read, scan
 from nolabel.errors import DataError, NolabelError, UsageError
-from nolabel.weights import load_weights
+from nolabel.runs.checkpoint import Checkpoint, load_newest, save
+from nolabel.weights.load import load_weights
 
 SOURCE = Path(__file__).parents[2] / "src" / "nolabel"
 ALLOWED = {  # the one place of each
@@ -205,7 +204,7 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
 SETTINGS = [
     "!!python/object/apply:os.system ['mkdir CANARY']", "a: !!python/object/apply:os.mkdir ['CANARY']",
     "a: !!python/object/new:os.system ['mkdir CANARY']", "a: !!python/name:os.system", "a: !!python/module:os",
-    "a: !!python/object:nolabel.job.Job {}", "a: !<tag:yaml.org,2002:python/object/apply:os.mkdir> ['CANARY']",
+    "a: !!python/object:nolabel.training.job.Job {}", "a: !<tag:yaml.org,2002:python/object/apply:os.mkdir> ['CANARY']",
     "a: !include /etc/passwd", "a: !ENV ${HOME}", "a: !!binary x", "a: 2024-99-99", "? [1]\n: 2", "? {a: 1}\n: 2",
     "a: 1\na: 2", "a: \0", "a: " + "9" * 5000, "a: 0x" + "f" * 5000, DEEP, LAUGHS, "<<: 3", "a: [1",
     "\ufeff\ufeffa", "{" * 999,
@@ -217,7 +216,7 @@ def test_hostile_settings_are_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text.replace("CANARY", str(tmp_path / "canary")), encoding="utf-8")
     with pytest.raises(UsageError) as caught:
-        job.config_from(read_yaml(path), str(path))
+        load.from_mapping(read_yaml(path), str(path))
     assert len(str(caught.value).splitlines()) <= 5 and len(str(caught.value)) < 2000
     assert not (tmp_path / "canary").exists()
 
@@ -235,7 +234,7 @@ def test_surprising_values_are_refused_by_name(line: str, tmp_path: Path) -> Non
     path = tmp_path / "config.yaml"
     path.write_text(line if line.startswith("method_name") else f"method_name: dino\n{line}")
     with pytest.raises(UsageError):
-        job.config_from(read_yaml(path), str(path))
+        load.from_mapping(read_yaml(path), str(path))
 
 
 # ---- archives

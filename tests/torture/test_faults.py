@@ -12,9 +12,9 @@ import pytest
 import torch
 from faults import Death, Faults, injected
 
-from nolabel import checkpoint
-from nolabel.checkpoint import Checkpoint, load_newest, save
 from nolabel.errors import StorageError
+from nolabel.runs import checkpoint
+from nolabel.runs.checkpoint import Checkpoint, load_newest, save
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES, errno.ESTALE)
 

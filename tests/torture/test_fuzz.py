@@ -8,7 +8,8 @@ import pytest
 from fuzz import TARGETS, fuzz, mutated
 from safetensors import SafetensorError
 
-from nolabel import checkpoint, run
+from nolabel import files
+from nolabel.runs import checkpoint
 
 CASES = {"run folders": 60, "settings": 60, "weights": 30}
 """Where a case takes more than a few milliseconds; 80 of the others, 550 in all."""
@@ -39,7 +40,7 @@ def blind(path: Path) -> None:
 BUGS = {
     "checkpoints": (checkpoint, "verify", blind),
     "forged checkpoints": (checkpoint, "SafetensorError", ZeroDivisionError),
-    "run folders": (run, "_is_step", lambda _: True),
+    "run folders": (files, "is_step", lambda _: True),
 }
 
 

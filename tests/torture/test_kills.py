@@ -1,6 +1,5 @@
 """Training runs that are killed end as if nobody had touched them. `make torture` is the long form."""
 
-import importlib
 import os
 import subprocess
 import sys
@@ -10,9 +9,7 @@ from typing import Any
 import pytest
 
 import nolabel
-from nolabel import saving
-
-loop = importlib.import_module("nolabel.train")  # the attribute nolabel.train is the function
+from nolabel.training import state as training_state
 
 
 def program(name: str, *options: str, seconds: float) -> "subprocess.CompletedProcess[str]":
@@ -61,7 +58,7 @@ def state(run: Path) -> list[bytes]:
     return [file.read_bytes() for file in files]
 
 
-@pytest.mark.parametrize("place", ["save_weights", "event"])
+@pytest.mark.parametrize("place", ["save_weights", "record_event"])
 def test_death_between_the_last_checkpoint_and_the_end(
     place: str, tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,14 +69,14 @@ def test_death_between_the_last_checkpoint_and_the_end(
 
     settings = tiny | {"data": pictures / "train", "steps": 6, "checkpoint_every": 3, "eval_every": 100}
     nolabel.train("dino-small", **settings, out=tmp_path / "whole")
-    call = getattr(saving, place)
+    call = getattr(training_state, place)
 
     def dying(*arguments: Any, **named: Any) -> None:
         if (tmp_path / "run" / "checkpoints" / "step-00000006").exists():
             raise Death
         call(*arguments, **named)
 
-    monkeypatch.setattr(saving, place, dying)
+    monkeypatch.setattr(training_state, place, dying)
     with pytest.raises(Death):
         nolabel.train("dino-small", **settings, out=tmp_path / "run")
     monkeypatch.undo()

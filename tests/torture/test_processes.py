@@ -1,6 +1,5 @@
 """Real jobs of several processes: resumed by another number of them, and stopped by a signal to one."""
 
-import importlib
 import json
 import os
 import signal
@@ -21,7 +20,7 @@ import importlib, json, os, sys
 import nolabel
 from nolabel.errors import NolabelError
 
-loop = importlib.import_module("nolabel.train")
+from nolabel.training import loop
 step, settings, dies_at = loop.training_step, json.loads(sys.argv[1]), int(sys.argv[2])
 
 def dying(job, views, clock):
@@ -117,7 +116,8 @@ def test_memory_does_not_grow_with_the_steps(tiny: dict[str, Any], pictures: Pat
     pages, size = [], os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc")
-    loop = importlib.import_module("nolabel.train")
+    from nolabel.training import loop
+
     step = loop.training_step
     method = tiny["method"] | {"num_local": 0}
 

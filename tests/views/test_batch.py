@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nolabel.data import demo
+from nolabel.data.demo import world
 from nolabel.views import Drawn, Sources, View, apply, draw, render, table
 
 SIZES = [(128, 128), (96, 128), (128, 70), (150, 149)]
 IMAGES = [
-    torch.from_numpy(demo.render(i, i, 160)[0]).permute(2, 0, 1)[:, :h, :w].contiguous()
+    torch.from_numpy(world.render(i, i, 160)[0]).permute(2, 0, 1)[:, :h, :w].contiguous()
     for i, (h, w) in enumerate(SIZES)
 ]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

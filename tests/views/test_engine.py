@@ -5,11 +5,11 @@ import sys
 import pytest
 import torch
 
-from nolabel.data import demo
+from nolabel.data.demo import world
 from nolabel.errors import UsageError
 from nolabel.views import View, applier, draw, fastest
 
-IMAGE = torch.from_numpy(demo.render(3, 3, 160)[0]).permute(2, 0, 1)
+IMAGE = torch.from_numpy(world.render(3, 3, 160)[0]).permute(2, 0, 1)
 
 
 def test_both_make_the_same_views() -> None:
@@ -29,7 +29,7 @@ def test_both_make_the_same_views() -> None:
 @pytest.fixture
 def no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)  # an import of it fails
-    monkeypatch.delitem(sys.modules, "nolabel.views.compiled", raising=False)
+    monkeypatch.delitem(sys.modules, "nolabel.views.cpu_numba", raising=False)
     monkeypatch.setattr("nolabel.views.engine.applier", applier.__wrapped__)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from nolabel.data import demo
+from nolabel.data.demo import world
 from nolabel.views import Apply, Drawn, View, draw
 
 MODES = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
@@ -40,7 +40,7 @@ def slow(image: Tensor, view: View, drawn: Drawn, floats: bool = False) -> Tenso
 
 def source(seed: int) -> Tensor:
     """A picture (3, 128, 128) of the demo world with the noise of a camera."""
-    clean, _ = demo.render(seed % 10, seed, 128)
+    clean, _ = world.render(seed % 10, seed, 128)
     noise = np.random.default_rng(seed).normal(0, 6, clean.shape)
     return torch.from_numpy(np.clip(clean + noise, 0, 255).astype(np.uint8)).permute(2, 0, 1)
 

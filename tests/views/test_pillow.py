@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as pil
 
-from nolabel.data import demo
+from nolabel.data.demo import world
 from nolabel.views import Drawn, Sources, View, applier, draw, render, table
 
 Way = Callable[[Tensor, View, Drawn], Tensor]
@@ -62,7 +62,7 @@ def way(request: pytest.FixtureRequest) -> Way:
 def photo(seed: int) -> Tensor:
     """A picture (3, 128, 128) of the demo world with the noise of a camera."""
     noise = np.random.default_rng(seed).normal(0, 6, (128, 128, 3))
-    pixels = np.clip(demo.render(seed, seed, 128)[0] + noise, 0, 255).astype(np.uint8)
+    pixels = np.clip(world.render(seed, seed, 128)[0] + noise, 0, 255).astype(np.uint8)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -1,10 +1,10 @@
 """The settings of a run: their schema, their files, and what `auto` means."""
 
 from nolabel.config.changes import check_changes
-from nolabel.config.files import differences, local_path, local_paths, shrunk, to_yaml, update
 from nolabel.config.resolve import check, find_device, fit_processes, known, processors, resolve
 from nolabel.config.schema import TrainConfig
-from nolabel.strict_yaml import read_yaml
+from nolabel.config.text import differences, local_path, local_paths, shrunk, to_yaml, update
+from nolabel.files import read_yaml
 
 __all__ = [
     "TrainConfig",

@@ -1,37 +1,18 @@
 """Which settings may change when a run is resumed."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from nolabel.config.files import differences
+from nolabel.config.describe import mark_of
 from nolabel.config.schema import TrainConfig
+from nolabel.config.text import differences
 from nolabel.errors import UsageError
-
-Class = Literal["safe", "allow", "refused"]
-
-CLASSES: dict[str, Class] = {
-    # What the numbers don't depend on, or what is checked in another way (the images, by their fingerprint).
-    **dict.fromkeys(("data", "subfolder", "out", "labels", "device", "workers"), "safe"),
-    **dict.fromkeys(("keep_less", "grad_checkpointing", "tracker"), "safe"),
-    **dict.fromkeys(
-        ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "epochs", "steps", "stop_on_collapse"),
-        "safe",
-    ),
-    # What gives another run from here on.
-    **dict.fromkeys(("stretch", "micro_batch", "precision", "threads", "compile"), "allow"),
-    **dict.fromkeys(("full_decode", "augment", "view_engine"), "allow"),
-    **dict.fromkeys(("lr", "start_lr", "min_lr", "warmup_epochs", "lr_by_epoch"), "allow"),
-    **dict.fromkeys(("weight_decay", "weight_decay_end", "clip_grad", "clip", "sgd_momentum"), "allow"),
-    # What the state does not fit, or what would make the past of the run untrue.
-    **dict.fromkeys(("recipe", "backbone", "backbone_args", "batch_size", "seed", "mean", "std"), "refused"),
-    **dict.fromkeys(("name", "decay_all"), "refused"),
-}
-"""Of the fields of TrainConfig and OptimConfig; methods have their own in `MethodConfig.changeable`."""
+from nolabel.settings import Change
 
 SCHEDULES = ("epochs", "steps", "stretch")
 
 
-class Change(NamedTuple):
+class Difference(NamedTuple):
     """One setting that a resumed run is to have otherwise."""
 
     name: str
@@ -39,18 +20,16 @@ class Change(NamedTuple):
     after: Any
 
 
-def changes(before: TrainConfig[Any], after: TrainConfig[Any]) -> list[Change]:
+def changes(before: TrainConfig[Any], after: TrainConfig[Any]) -> list[Difference]:
     """What differs, by dotted name."""
     old, new = differences(after, before), differences(before, after)
-    return [Change(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys())]
+    return [Difference(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys())]
 
 
-def class_of(name: str, config: TrainConfig[Any]) -> Class:
-    """The class of the setting of that dotted name."""
+def class_of(name: str, config: TrainConfig[Any]) -> Change:
+    """Whether the setting of that dotted name may change on resume."""
     group, _, field = name.rpartition(".")
-    if group == "method":
-        return "allow" if field in config.method.changeable else "refused"
-    return CLASSES[field]
+    return mark_of(getattr(config, group) if group else config, field).change
 
 
 def check_changes(before: TrainConfig[Any], after: TrainConfig[Any], allowed: bool) -> list[str]:

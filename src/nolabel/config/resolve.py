@@ -10,7 +10,7 @@ import torch
 from nolabel import distributed
 from nolabel.config.schema import TrainConfig
 from nolabel.errors import DataError, UsageError
-from nolabel.schedules import fit_warmup
+from nolabel.optim.schedules import fit_warmup
 from nolabel.views import View, fastest
 
 LOWEST = {

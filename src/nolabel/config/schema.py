@@ -1,14 +1,19 @@
-"""The settings of a run: one dataclass feeds command line, Python and config.yaml."""
+"""The settings of a run: one dataclass feeds command line, Python and config.yaml.
+
+The order is that of help and config.yaml: five headings, and under each first what most runs set.
+"""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Generic, Literal, TypeVar
 
 import tyro
 
-from nolabel.optim import OptimConfig
+from nolabel.optim.optimizers import OptimConfig
+from nolabel.settings import Mark
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD
 
 M = TypeVar("M")
+Count = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -19,64 +24,70 @@ class TrainConfig(Generic[M]):
     """Settings of the method."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer, learning rate, weight decay, clipping."""
-    recipe: Annotated[str, tyro.conf.Suppress] = ""
+    recipe: Annotated[str, tyro.conf.Suppress, Mark("training", "refused")] = ""
     """Name of the recipe that the defaults come from."""
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = ""
+
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA"), Mark("data", "safe", everyday=True)] = ""
     """Folder, zip or text file of paths with the images."""
-    subfolder: str | None = None
-    """Train only on what lies below this folder of DATA, such as train."""
-    out: str = ""
+    out: Annotated[str, Mark("data", "safe", everyday=True)] = ""
     """Run folder to create."""
-    labels: str | None = None
+    labels: Annotated[str | None, Mark("data", "safe", everyday=True)] = None
     """Labelled images (class folders, or train + val) for k-NN while training; never trained on."""
-    backbone: str = "vit_small_patch16_224"
-    """timm name of the network."""
-    backbone_args: tuple[str, ...] = ()
-    """Arguments of the network as key=value, such as patch_size=4."""
-    epochs: int = 100
-    """Passes over the images."""
-    steps: int | None = None
-    """Optimizer steps, instead of epochs."""
-    stretch: float = 1.0
-    """Lay every schedule over this many times the run, and end before the schedules do (MSN: 1.25)."""
-    batch_size: int = 1024
-    """Images an optimizer step, over all processes and micro-batches."""
-    micro_batch: int | Literal["auto"] = "auto"
-    """Images a forward pass and process; the gradients of a step are summed. auto: all at once."""
-    keep_less: bool = False
-    """Make what is cheap a second time in the backward pass (plain ViTs): 0.6 of the memory, 5 % slower."""
-    grad_checkpointing: bool = False
-    """Make all activations a second time in the backward pass: the least memory, a fifth to a third slower."""
-    compile: bool = False
-    """torch.compile the networks block by block: for GPUs; on a CPU it takes over a minute and gains 3 %."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 where the hardware multiplies it fast, else fp32."""
-    device: str = "auto"
-    """auto: cuda, else mps, else cpu."""
-    seed: int = 0
-    workers: int | Literal["auto"] = "auto"
-    """Processes that prepare images."""
-    full_decode: bool = False
-    """Decode large JPEGs in full; otherwise at 1/2, 1/4 or 1/8 where no crop needs more: several times faster."""
-    augment: Literal["auto", "cpu", "device"] = "auto"
-    """Where views are cut: cpu: by the workers; device: workers only decode. auto: on CUDA by measurement, else cpu."""
-    view_engine: Literal["auto", "torch", "numba"] = "auto"
-    """What makes views on the CPU. auto: numba where it is installed (extra fast), several times faster than torch."""
-    threads: int | Literal["auto"] = "auto"
-    """Threads of torch on the CPU; part of what makes a run repeatable bit by bit."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
+    subfolder: Annotated[str | None, Mark("data", "safe")] = None
+    """Train only on the images below this folder of DATA, such as train."""
+    mean: Annotated[tuple[float, float, float], Mark("data", "refused")] = IMAGENET_MEAN
     """Subtracted from each channel of images in 0..1."""
-    std: tuple[float, float, float] = IMAGENET_STD
+    std: Annotated[tuple[float, float, float], Mark("data", "refused")] = IMAGENET_STD
     """Divides each channel."""
-    log_every: int | Literal["auto"] = "auto"
+
+    backbone: Annotated[str, Mark("training", "refused", everyday=True)] = "vit_small_patch16_224"
+    """timm name of the network."""
+    backbone_args: Annotated[tuple[str, ...], Mark("training", "refused", everyday=True)] = ()
+    """Arguments of the network as key=value, such as patch_size=4."""
+    epochs: Annotated[int, Mark("training", "safe", everyday=True)] = 100
+    """Passes over the images."""
+    steps: Annotated[int | None, Mark("training", "safe", everyday=True)] = None
+    """Optimizer steps, instead of epochs."""
+    batch_size: Annotated[int, Mark("training", "refused", everyday=True)] = 1024
+    """Images per optimizer step, summed over processes and micro-batches."""
+    stretch: Annotated[float, Mark("training", "allow")] = 1.0
+    """Lay every schedule over this many times the run, and end before the schedules do (MSN: 1.25)."""
+
+    eval_every: Annotated[Count, Mark("watching", "safe", everyday=True)] = "auto"
+    """Steps between two evaluations (k-NN with labels, pictures); auto: 20 per run, fewer in a short one."""
+    log_every: Annotated[Count, Mark("watching", "safe")] = "auto"
     """Steps between two lines of metrics."""
-    eval_every: int | Literal["auto"] = "auto"
-    """Steps between two evaluations (k-NN with labels, pictures); auto: 20 in a run, fewer in a short one."""
-    checkpoint_every: int | Literal["auto"] = "auto"
-    """Steps between two checkpoints; auto: an epoch. Ten minutes without one make one, too."""
-    keep_checkpoints: int = 3
-    """Newest checkpoints that are kept; two at least."""
-    stop_on_collapse: bool = False
+    checkpoint_every: Annotated[Count, Mark("watching", "safe")] = "auto"
+    """Steps between two checkpoints; auto: one per epoch. After ten minutes without one there is one, too."""
+    keep_checkpoints: Annotated[int, Mark("watching", "safe")] = 3
+    """Newest checkpoints to keep; two at least."""
+    stop_on_collapse: Annotated[bool, Mark("watching", "safe")] = False
     """End the run with exit code 70 when the health monitor gives an alarm; it always warns."""
-    tracker: Literal["none", "tensorboard"] = "none"
+    tracker: Annotated[Literal["none", "tensorboard"], Mark("watching", "safe")] = "none"
     """Copy the metrics into RUN/tensorboard as they come (extra tensorboard); if that fails, training goes on."""
+
+    device: Annotated[str, Mark("speed", "safe", everyday=True)] = "auto"
+    """auto: cuda, else mps, else cpu."""
+    workers: Annotated[Count, Mark("speed", "safe", everyday=True)] = "auto"
+    """Processes that prepare images."""
+    grad_checkpointing: Annotated[bool, Mark("speed", "safe")] = False
+    """Recompute all activations in the backward pass: the least memory, 20 to 33 % slower."""
+    keep_less: Annotated[bool, Mark("speed", "safe")] = False
+    """Recompute cheap activations in the backward pass (plain ViTs): 40 % less activation memory, 5 % slower."""
+
+    seed: Annotated[int, Mark("exactness", "refused", everyday=True)] = 0
+    """Seed of everything random: weights, order of the images, views, masks."""
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Mark("exactness", "allow", everyday=True)] = "auto"
+    """auto: bf16 where the hardware multiplies it fast, else fp32."""
+    micro_batch: Annotated[Count, Mark("exactness", "allow", everyday=True)] = "auto"
+    """Images per forward pass of a process; the gradients of a step are summed. auto: all at once."""
+    compile: Annotated[bool, Mark("exactness", "allow")] = False
+    """Compile the networks block by block (torch.compile): for GPUs; on a CPU it takes over a minute and gains 3 %."""
+    threads: Annotated[Count, Mark("exactness", "allow")] = "auto"
+    """Threads of torch on the CPU."""
+    augment: Annotated[Literal["auto", "cpu", "device"], Mark("exactness", "allow")] = "auto"
+    """Place where views are cut. cpu: workers; device: workers only decode; auto: on CUDA by measurement, else cpu."""
+    view_engine: Annotated[Literal["auto", "torch", "numba"], Mark("exactness", "allow")] = "auto"
+    """Engine of views on the CPU. auto: numba where it is installed (extra fast), several times faster than torch."""
+    full_decode: Annotated[bool, Mark("exactness", "allow")] = False
+    """Decode large JPEGs in full; otherwise at 1/2, 1/4 or 1/8 where no crop needs more: several times faster."""

@@ -20,7 +20,7 @@ from PIL.Image import Transpose
 from torch import Tensor
 
 from nolabel.data.images import BadImage, printable
-from nolabel.data.whole import check_strips, identify
+from nolabel.data.integrity import check_strips, identify
 
 __all__ = ["MAX_PIXELS", "WHITE", "BadImage", "Facts", "Opened", "decode", "examine", "load", "open_image", "to_rgb"]
 

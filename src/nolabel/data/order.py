@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nolabel.views.draw import generator
+from nolabel.randomness import generator
 
 MAX_LISTED = 1 << 20
 """Up to so many images the permutation is listed, which takes 26 ms and 8 MB an epoch; above, computed where asked."""
@@ -16,7 +16,7 @@ ROUNDS = 6
 
 def order(num_images: int, seed: int, epoch: int) -> Tensor:
     """A permutation (N,) int64 of the images, listed."""
-    return torch.from_numpy(generator(seed, epoch).permutation(num_images))
+    return torch.from_numpy(generator("order", seed, epoch).permutation(num_images))
 
 
 def images_at(places: range, num_images: int, seed: int, epoch: int) -> list[int]:
@@ -41,7 +41,7 @@ def permuted(x: NDArray[np.integer], num_images: int, seed: int, epoch: int) -> 
     """
     a = np.uint64(int(np.ceil(np.sqrt(num_images))))
     b = np.uint64(-(-num_images // int(a)))
-    keys = generator(seed, epoch).integers(2**64, size=ROUNDS, dtype=np.uint64)
+    keys = generator("order", seed, epoch).integers(2**64, size=ROUNDS, dtype=np.uint64)
     x = np.asarray(x, dtype=np.uint64)
     done, inside = np.empty_like(x), np.arange(len(x))
     while len(inside):

@@ -11,7 +11,7 @@ from nolabel.errors import DataError, UsageError, nearest
 from nolabel.evals.protocol import EvalConfig, Protocol, check_common, describe_weights
 from nolabel.evals.protocols import PROTOCOLS
 from nolabel.evals.shared.results import data_name, result_path, write_result
-from nolabel.weights import Loaded, load_weights
+from nolabel.weights.load import Loaded, load_weights
 
 VERSION = 1
 

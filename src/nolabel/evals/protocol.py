@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nolabel.backbones import backbone
 from nolabel.errors import UsageError
-from nolabel.weights import Loaded
+from nolabel.networks.backbones import backbone
+from nolabel.weights.load import Loaded
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """The protocols. Adding one: its file in its family's folder, a line here, and one in `recipes.py` for the list."""
 
+from nolabel.evals.classification import finetune, knn, linear, lowshot
+from nolabel.evals.classification.finetune_settings import FinetuneConfig
 from nolabel.evals.dense import attention, segmentation, video
 from nolabel.evals.dense.clips import accepts_clips
 from nolabel.evals.dense.layouts import accepts_masks, accepts_train_masks
-from nolabel.evals.images import finetune, knn, linear, lowshot
-from nolabel.evals.images.finetune_settings import FinetuneConfig
-from nolabel.evals.objects import detection
-from nolabel.evals.objects.box_layouts import accepts_boxes
+from nolabel.evals.detection import detection
+from nolabel.evals.detection.box_layouts import accepts_boxes
 from nolabel.evals.protocol import Protocol
 from nolabel.evals.retrieval import copies, retrieval
 from nolabel.evals.shared.labelled import accepts_classes

@@ -6,18 +6,18 @@ from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
-from nolabel.backbones import Backbone
-from nolabel.schedules import Clock
+from nolabel.networks.backbones import Backbone
+from nolabel.optim.schedules import Clock
 from nolabel.views import View
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Settings of a method; the defaults of each subclass are its paper's."""
+    """Settings of a method; the defaults of each subclass are its paper's.
 
-    changeable: ClassVar[frozenset[str]] = frozenset()
-    """Settings that may change when a run is resumed with --allow-change: those of the loss and its schedules. The
-    others shape networks, views or what is remembered."""
+    A setting of the loss or of a schedule has the mark CHANGEABLE: it may change on resume. The others shape networks,
+    views or what is remembered, and stay.
+    """
 
     def resolve(self, num_images: int, batch_size: int, total_steps: int) -> Self:
         """The same settings with every `auto` replaced. Called once, before the first step of a new run."""

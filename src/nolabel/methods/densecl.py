@@ -13,27 +13,47 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 
 from nolabel import distributed
-from nolabel.backbones import Backbone, initialize_resnet
+from nolabel.distributed.shuffle import average_statistics, shuffle, unshuffle
 from nolabel.errors import UsageError
-from nolabel.heads import DenseProjector
-from nolabel.losses import info_nce
-from nolabel.matching import check_locations, match, place_share, pool, unit
+from nolabel.losses.contrastive import info_nce
 from nolabel.methods.base import MakeBackbone, Method, MethodConfig
-from nolabel.momentum import move_teacher
-from nolabel.queues import Queue
-from nolabel.schedules import Clock
-from nolabel.shuffle import average_statistics, shuffle, unshuffle
+from nolabel.networks.backbones import Backbone, initialize_resnet
+from nolabel.networks.heads import DenseProjector
+from nolabel.networks.matching import match, place_share, pool, unit
+from nolabel.networks.network import Network
+from nolabel.networks.queue import Queue
+from nolabel.networks.teacher import move_teacher
+from nolabel.optim.schedules import Clock
+from nolabel.settings import CHANGEABLE
 from nolabel.views import View
+
+
+@torch.no_grad()
+def check_locations(net: Backbone, size: int, num_grid: int | None) -> None:
+    """UsageError where views of `size` pixels leave `net` one location, or `num_grid` does not divide their grid."""
+    training = net.training
+    net.eval()
+    rows, columns = net(next(net.parameters()).new_zeros(1, 3, size, size)).grid
+    net.train(training)
+    if rows * columns < 2:
+        raise UsageError(
+            f"Views of {size} px leave {net.name} one location, and the dense loss compares several.\n"
+            "Use larger views (--method.size), --backbone-args output_stride=8 for a ResNet, "
+            "or MoCo v2 (--method.dense-weight 0)."
+        )
+    if num_grid is not None and (num_grid < 1 or rows % num_grid or columns % num_grid):
+        raise UsageError(
+            f"--method.num-grid {num_grid} does not divide the {rows} x {columns} locations of a view of {size} px.\n"
+            "Use a divisor of both, or leave it out."
+        )
 
 
 @dataclass(frozen=True)
 class DenseCLConfig(MethodConfig):
     """Settings of DenseCL; defaults: ImageNet, ResNet-50 (Wang et al. 2021)."""
-
-    changeable: ClassVar[frozenset[str]] = frozenset({"temperature", "momentum", "dense_warmup_steps", "match"})
 
     size: int = 224
     """Side of both views in pixels."""
@@ -43,22 +63,24 @@ class DenseCLConfig(MethodConfig):
     """Strength of brightness, contrast, saturation and hue."""
     blur: float = 0.5
     """Probability of a Gaussian blur."""
-    temperature: float = 0.2
+    temperature: Annotated[float, CHANGEABLE] = 0.2
+    """Temperature of both contrastive losses."""
     queue_size: int | Literal["auto"] = 65536
     """Keys of earlier images; auto: the largest power of two within a quarter of the images, at least one batch."""
-    momentum: float = 0.999
+    momentum: Annotated[float, CHANGEABLE] = 0.999
     """Momentum of the key network, constant."""
     dense_weight: float = 0.5
     """Share of the dense loss (the paper's lambda), the rest is the global one; 0 is MoCo v2."""
-    dense_warmup_steps: int = 0
+    dense_warmup_steps: Annotated[int, CHANGEABLE] = 0
     """Steps with a share of 0 before."""
     num_grid: int | None = None
     """Pool the locations to this many rows and columns; by default the backbone's own grid."""
-    match: Literal["backbone", "projection", "random"] = "backbone"
-    """What pairs the locations: backbone features, projections, or chance (the paper's ablation)."""
+    match: Annotated[Literal["backbone", "projection", "random"], CHANGEABLE] = "backbone"
+    """Pairing of the locations: by backbone features, projections, or chance (the paper's ablation)."""
     hidden_dim: int | None = 2048
     """Width of the projectors' hidden layer; None: that of the backbone."""
     projection_dim: int = 128
+    """Width of the projections that are compared."""
     shuffle_bn: bool = False
     """Several processes: shuffle the key images between them (MoCo), instead of BatchNorm over the joined batch."""
     num_images: Annotated[int, tyro.conf.Suppress] = 0
@@ -100,7 +122,7 @@ class DenseCL(Method):
         net = make_backbone(0.0)
         initialize_resnet(net)
         head = DenseProjector(net.num_features, config.projection_dim, config.hidden_dim, self.dense)
-        self.query = nn.ModuleDict({"backbone": net, "head": head})
+        self.query = Network(net, head)
         self.key = copy.deepcopy(self.query).requires_grad_(False)
         self.queue = Queue(config.queue_size, config.projection_dim)
         self.dense_queue = Queue(config.queue_size, config.projection_dim) if self.dense else None
@@ -108,9 +130,7 @@ class DenseCL(Method):
 
     @property
     def backbone(self) -> Backbone:
-        backbone = self.query["backbone"]
-        assert isinstance(backbone, Backbone)
-        return backbone
+        return self.query.backbone
 
     @property
     def sync_batchnorm(self) -> bool:
@@ -173,13 +193,13 @@ class DenseCL(Method):
     def settings(self, clock: Clock) -> Mapping[str, float]:
         return {"momentum": self.config.momentum, "dense_weight": self.dense_weight(clock)}
 
-    def _look(self, network: nn.ModuleDict, images: Tensor) -> Seen:
-        features = network["backbone"](images)
+    def _look(self, network: Network[DenseProjector], images: Tensor) -> Seen:
+        features = network.backbone(images)
         if not self.dense:
-            return Seen(unit(network["head"](features.pooled, features.patches)[0]))
+            return Seen(unit(network.head(features.pooled, features.patches)[0]))
         # Pooled once for both: an index found in the features then means the same place in the projections.
         patches = pool(features, self.config.num_grid)
-        pooled, dense = network["head"](features.pooled, patches)
+        pooled, dense = network.head(features.pooled, patches)
         locations = dense if self.config.match == "projection" else patches
         return Seen(unit(pooled), unit(dense), unit(dense.float().mean(1)), locations.detach())
 

@@ -7,18 +7,21 @@ becoming uniform; together they prevent collapse.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nolabel import distributed
-from nolabel.backbones import Backbone
-from nolabel.heads import DINOHead
-from nolabel.losses import Outputs, dino_loss, product_dtype
+from nolabel.losses.distillation import Outputs, dino_loss
+from nolabel.losses.products import product_dtype
 from nolabel.methods.base import MakeBackbone, Method, MethodConfig
-from nolabel.momentum import auto_momentum, move_teacher
-from nolabel.schedules import Clock, cosine, fit_warmup, linear_by_epoch
+from nolabel.networks.backbones import Backbone
+from nolabel.networks.heads import DINOHead
+from nolabel.networks.network import Network
+from nolabel.networks.teacher import auto_momentum, move_teacher
+from nolabel.optim.schedules import Clock, cosine, fit_warmup, linear_by_epoch
+from nolabel.settings import CHANGEABLE
 from nolabel.views import View
 
 
@@ -26,25 +29,12 @@ from nolabel.views import View
 class DINOConfig(MethodConfig):
     """Settings of DINO; defaults: vanilla ViT-S/16 (Caron et al. 2021)."""
 
-    changeable: ClassVar[frozenset[str]] = frozenset(
-        {
-            "freeze_last_layer",
-            "student_temp",
-            "teacher_temp",
-            "warmup_teacher_temp",
-            "warmup_teacher_temp_epochs",
-            "center_momentum",
-            "momentum",
-            "momentum_end",
-        }
-    )
-
     global_size: int = 224
     """Side of the two global crops in pixels."""
     local_size: int = 96
     """Side of the local crops in pixels."""
     num_local: int = 8
-    """Local crops an image; 0 turns multi-crop off."""
+    """Local crops per image; 0 turns multi-crop off."""
     global_scale: tuple[float, float] = (0.4, 1.0)
     """Area of a global crop as a share of the image."""
     local_scale: tuple[float, float] = (0.05, 0.4)
@@ -52,21 +42,30 @@ class DINOConfig(MethodConfig):
     num_prototypes: int | Literal["auto"] = 65536
     """Outputs K of the head; auto: a power of two near a quarter of the images, from 512 to 65536."""
     hidden_dim: int = 2048
+    """Width of the head's hidden layers."""
     bottleneck_dim: int = 256
+    """Width of the unit vectors that the prototypes are compared with."""
     head_layers: int = 3
+    """Layers of the head before the prototypes."""
     head_batchnorm: bool = False
+    """BatchNorm in the head (for ResNets)."""
     learn_magnitude: bool = False
     """Learn the length of the prototypes (the authors' norm_last_layer=false)."""
-    freeze_last_layer: int = 1
+    freeze_last_layer: Annotated[int, CHANGEABLE] = 1
     """Epochs during which the prototypes keep still."""
-    student_temp: float = 0.1
-    teacher_temp: float = 0.04
-    warmup_teacher_temp: float = 0.04
-    warmup_teacher_temp_epochs: int = 0
-    center_momentum: float = 0.9
-    momentum: float | Literal["auto"] = 0.996
+    student_temp: Annotated[float, CHANGEABLE] = 0.1
+    """Temperature of the student's output."""
+    teacher_temp: Annotated[float, CHANGEABLE] = 0.04
+    """Temperature of the teacher's output, after its warm-up."""
+    warmup_teacher_temp: Annotated[float, CHANGEABLE] = 0.04
+    """Temperature of the teacher's output in the first step."""
+    warmup_teacher_temp_epochs: Annotated[int, CHANGEABLE] = 0
+    """Epochs in which it rises linearly to `teacher_temp`."""
+    center_momentum: Annotated[float, CHANGEABLE] = 0.9
+    """Momentum of the center of the teacher's outputs."""
+    momentum: Annotated[float | Literal["auto"], CHANGEABLE] = 0.996
     """Momentum of the teacher at the start; auto: by the length of the run, from 0.99 to 0.9995."""
-    momentum_end: float = 1.0
+    momentum_end: Annotated[float, CHANGEABLE] = 1.0
     """Momentum at the end, reached by a cosine."""
     drop_path: float = 0.1
     """Stochastic depth of the student (ViT); the teacher has none."""
@@ -108,7 +107,7 @@ class DINO(Method):
         self._teacher_sum: Tensor | None = None
         self._num_summed = 0
 
-    def _network(self, backbone: Backbone) -> nn.ModuleDict:
+    def _network(self, backbone: Backbone) -> Network[DINOHead]:
         c = self.config
         assert isinstance(c.num_prototypes, int)
         head = DINOHead(
@@ -120,13 +119,11 @@ class DINO(Method):
             c.head_batchnorm,
             c.learn_magnitude,
         )
-        return nn.ModuleDict({"backbone": backbone, "head": head})
+        return Network(backbone, head)
 
     @property
     def backbone(self) -> Backbone:
-        backbone = self.teacher["backbone"]
-        assert isinstance(backbone, Backbone)
-        return backbone
+        return self.teacher.backbone
 
     def views(self) -> tuple[View, ...]:
         c = self.config
@@ -150,7 +147,7 @@ class DINO(Method):
     def before_step(self, clock: Clock) -> None:
         if clock.epoch < self.config.freeze_last_layer:
             # None and not zero: the optimizer then skips them, with decay and moments.
-            for p in self.student["head"].last_layer.parameters():  # type: ignore[union-attr]
+            for p in self.student.head.last_layer.parameters():
                 p.grad = None
 
     @torch.no_grad()
@@ -158,7 +155,7 @@ class DINO(Method):
         assert self._teacher_sum is not None, "after_step comes after forward"
         mean = distributed.all_mean(self._teacher_sum / self._num_summed)
         # Logits are linear: their mean is that of the mean, and `bottleneck_dim` numbers travel instead of K.
-        logits = self.teacher["head"].last_layer(mean)  # type: ignore[operator]
+        logits = self.teacher.head.last_layer(mean)
         moved = self.center.lerp(logits, 1 - self.config.center_momentum)
         self.center.copy_(torch.where(ok.bool(), moved, self.center))
         self._teacher_sum, self._num_summed = None, 0
@@ -181,16 +178,15 @@ class DINO(Method):
         self._num_summed += z.shape[0] * z.shape[1]
 
 
-def outputs(network: nn.ModuleDict, views: Sequence[Tensor], temperature: float) -> Outputs:
+def outputs(network: Network[DINOHead], views: Sequence[Tensor], temperature: float) -> Outputs:
     """What a network says of V views: one pass of the backbone a size, one of the head over everything."""
     pooled: list[Tensor] = []
     start = 0
     for i in range(1, len(views) + 1):
         if i == len(views) or views[i].shape[-1] != views[start].shape[-1]:
-            pooled.append(network["backbone"](torch.cat(list(views[start:i]))).pooled)
+            pooled.append(network.backbone(torch.cat(list(views[start:i]))).pooled)
             start = i
-    head = network["head"]
-    assert isinstance(head, DINOHead)
+    head = network.head
     z = head.bottleneck(torch.cat(pooled))
     prototypes = head.last_layer.rows(product_dtype(head.last_layer.weight_v))
     return Outputs(z.view(len(views), -1, z.shape[-1]), prototypes, temperature)

@@ -8,53 +8,39 @@ keeping all prototypes in use on average (me-max) prevents collapse.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from nolabel import distributed
-from nolabel.backbones import Backbone
 from nolabel.errors import UsageError
-from nolabel.heads import mlp
-from nolabel.losses import entropy, information, log_assignments, memax_gap, sinkhorn
-from nolabel.masks import draw_keep, num_kept
+from nolabel.losses.assignments import log_assignments, memax_gap, sinkhorn
+from nolabel.losses.distillation import entropy, information
 from nolabel.methods.base import MakeBackbone, Method, MethodConfig
-from nolabel.momentum import auto_momentum, move_teacher
-from nolabel.schedules import Clock
+from nolabel.networks.backbones import Backbone
+from nolabel.networks.heads import mlp
+from nolabel.networks.masks import draw_keep, num_kept
+from nolabel.networks.network import Network
+from nolabel.networks.teacher import auto_momentum, move_teacher
+from nolabel.optim.schedules import Clock
+from nolabel.randomness import generator
+from nolabel.settings import CHANGEABLE
 from nolabel.views import View
-from nolabel.views.draw import generator
-
-MASKS = 2**32  # counter of the masks' generator: the views' have the number of the view there
 
 
 @dataclass(frozen=True)
 class MSNConfig(MethodConfig):
     """Settings of MSN; defaults: ViT-S/16 with Sinkhorn (Assran et al. 2022)."""
 
-    changeable: ClassVar[frozenset[str]] = frozenset(
-        {
-            "mask_ratio",
-            "mask_per_sample",
-            "temperature",
-            "sharpening",
-            "sinkhorn_rounds",
-            "memax_weight",
-            "entropy_weight",
-            "label_smoothing",
-            "momentum",
-            "momentum_end",
-        }
-    )
-
     random_size: int = 224
     """Side in pixels of the target's view and of the random anchors."""
     focal_size: int = 96
     """Side of the focal anchors in pixels."""
     num_random: int = 1
-    """Random anchors an image: large crops with patches dropped."""
+    """Random anchors per image: large crops with patches dropped."""
     num_focal: int = 10
-    """Focal anchors an image: small crops, never masked."""
+    """Focal anchors per image: small crops, never masked."""
     random_scale: tuple[float, float] = (0.3, 1.0)
     """Area of the target's view and of a random anchor as a share of the image."""
     focal_scale: tuple[float, float] = (0.05, 0.3)
@@ -63,29 +49,33 @@ class MSNConfig(MethodConfig):
     """Strength of brightness, contrast, saturation and hue."""
     blur: float = 0.5
     """Probability of a Gaussian blur."""
-    mask_ratio: float = 0.15
+    mask_ratio: Annotated[float, CHANGEABLE] = 0.15
     """Share of the patches dropped from random anchors; larger networks need more (docs/msn.md)."""
-    mask_per_sample: bool = False
+    mask_per_sample: Annotated[bool, CHANGEABLE] = False
     """Drop other patches from every image; otherwise all images of a step lose the same ones."""
     num_prototypes: int | Literal["auto"] = 1024
     """Prototypes K; auto: the largest power of two up to 1024, the batch, and a quarter of the images."""
     hidden_dim: int = 2048
+    """Width of the head's hidden layers."""
     output_dim: int = 256
+    """Width of the head's output, and of the prototypes."""
     head_batchnorm: bool = True
-    temperature: float = 0.1
-    sharpening: float = 0.25
+    """BatchNorm in the head."""
+    temperature: Annotated[float, CHANGEABLE] = 0.1
+    """Temperature of the anchors' assignments."""
+    sharpening: Annotated[float, CHANGEABLE] = 0.25
     """Temperature that sharpens the target's probabilities, on top of `temperature`."""
-    sinkhorn_rounds: int = 3
+    sinkhorn_rounds: Annotated[int, CHANGEABLE] = 3
     """Rounds that balance the targets over the prototypes; 0: none."""
-    memax_weight: float = 1.0
+    memax_weight: Annotated[float, CHANGEABLE] = 1.0
     """Weight of the mean-entropy maximisation (lambda); 5 without Sinkhorn."""
-    entropy_weight: float = 0.0
+    entropy_weight: Annotated[float, CHANGEABLE] = 0.0
     """Weight of the mean entropy of the anchors' own probabilities."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, CHANGEABLE] = 0.0
     """Smoothing of the prototypes' labels."""
-    momentum: float | Literal["auto"] = 0.996
+    momentum: Annotated[float | Literal["auto"], CHANGEABLE] = 0.996
     """Momentum of the target network at the start; auto: by the length of the run, from 0.99 to 0.9995."""
-    momentum_end: float = 1.0
+    momentum_end: Annotated[float, CHANGEABLE] = 1.0
     """Momentum at the end of the schedules, reached linearly."""
     drop_path: float = 0.0
     """Stochastic depth of the anchor network (ViT); the target has none."""
@@ -126,7 +116,7 @@ class MSN(Method):
         bound = config.output_dim**-0.5
         self.prototypes = nn.Parameter(torch.empty(config.num_prototypes, config.output_dim).uniform_(-bound, bound))
 
-    def _network(self, backbone: Backbone) -> nn.ModuleDict:
+    def _network(self, backbone: Backbone) -> Network[nn.Sequential]:
         c = self.config
         if backbone.can_drop:  # MSN starts the patch embedding in its own way
             projection = backbone.model.patch_embed.proj
@@ -134,13 +124,11 @@ class MSN(Method):
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
         head = mlp([backbone.num_features, c.hidden_dim, c.hidden_dim, c.output_dim], c.head_batchnorm)
-        return nn.ModuleDict({"backbone": backbone, "head": head})
+        return Network(backbone, head)
 
     @property
     def backbone(self) -> Backbone:
-        backbone = self.target["backbone"]
-        assert isinstance(backbone, Backbone)
-        return backbone
+        return self.target.backbone
 
     def check(self) -> list[str]:
         c, net = self.config, self.backbone
@@ -173,7 +161,7 @@ class MSN(Method):
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Mapping[str, Tensor]:
         c = self.config
         with torch.no_grad():
-            target = self.target["head"](self.target["backbone"](views[0]).pooled)  # (B, D)
+            target = self.target.head(self.target.backbone(views[0]).pooled)  # (B, D)
         anchors = self._anchors(views[1:], clock)  # (M * B, D), view by view
         with torch.autocast(anchors.device.type, enabled=False):
             log_p = log_assignments(anchors, self.prototypes, c.temperature, c.label_smoothing)
@@ -200,12 +188,12 @@ class MSN(Method):
     def _anchors(self, views: Sequence[Tensor], clock: Clock) -> Tensor:
         """One pass of the backbone over the masked random views, one over the focal ones, one of the head over all."""
         random, focal = views[: self.config.num_random], views[self.config.num_random :]
-        net, pooled = self.anchor["backbone"], []
+        net, pooled = self.anchor.backbone, []
         if random:
             pooled.append(net(torch.cat(list(random)), self._keep(random[0], clock)).pooled)
         if focal:
             pooled.append(net(torch.cat(list(focal))).pooled)
-        return self.anchor["head"](torch.cat(pooled))  # type: ignore[no-any-return]
+        return self.anchor.head(torch.cat(pooled))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _sharpened(self, target: Tensor) -> Tensor:
@@ -222,7 +210,7 @@ class MSN(Method):
         c = self.config
         if not c.mask_ratio:
             return None
-        rng = generator(clock.seed, clock.step, 0, MASKS)
+        rng = generator("masks", clock.seed, clock.step)
         if not c.mask_per_sample:
             return draw_keep(self._num_patches(), c.mask_ratio, rng).to(view.device, non_blocking=True)
         shape = c.num_random, distributed.world_size(), len(view)

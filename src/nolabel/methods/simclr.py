@@ -6,24 +6,23 @@ what it needs is a large batch, and it is the quickest of the methods to learn s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from nolabel.backbones import Backbone
-from nolabel.heads import Projector
-from nolabel.losses import nt_xent
+from nolabel.losses.contrastive import nt_xent
 from nolabel.methods.base import MakeBackbone, Method, MethodConfig
-from nolabel.schedules import Clock
+from nolabel.networks.backbones import Backbone
+from nolabel.networks.heads import Projector
+from nolabel.optim.schedules import Clock
+from nolabel.settings import CHANGEABLE
 from nolabel.views import View
 
 
 @dataclass(frozen=True)
 class SimCLRConfig(MethodConfig):
     """Settings of SimCLR; defaults: ImageNet, ResNet-50 (Chen et al. 2020)."""
-
-    changeable: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
     size: int = 224
     """Side of both views in pixels."""
@@ -34,9 +33,11 @@ class SimCLRConfig(MethodConfig):
     blur: float = 0.5
     """Probability of a Gaussian blur."""
     projection_dim: int = 128
+    """Width of the projections that are compared."""
     projector_layers: int = 2
     """2 in the first paper, 3 in the second (arXiv 2006.10029)."""
-    temperature: float = 0.1
+    temperature: Annotated[float, CHANGEABLE] = 0.1
+    """Temperature of the contrastive loss."""
 
     @property
     def image_size(self) -> int:

@@ -1,13 +1,6 @@
 """Pictures of what a backbone sees: tensors in, Pillow images out."""
 
-from nolabel.plots.attention import (
-    attention_maps,
-    attention_sheet,
-    prepare,
-    similarity_map,
-    snapshot,
-    upsample,
-)
+from nolabel.plots.attention import attention_maps, attention_sheet, prepare, similarity_map, snapshot, upsample
 from nolabel.plots.clip import attention_clip, clip_frames
 from nolabel.plots.colors import CATEGORICAL, colormap
 from nolabel.plots.matches import matches_sheet, show_matches

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as VF
 
-from nolabel.backbones import Backbone, cosine_to_pooled
-from nolabel.masks import mass_mask
+from nolabel.networks.backbones import Backbone
+from nolabel.networks.inspect import cosine_to_pooled, mass_mask
 from nolabel.plots.colors import CATEGORICAL, colormap
 from nolabel.plots.sheet import FAINT, INK, PAGE, Tile, font, sheet, tile_size, to_image
 from nolabel.views import normalize

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nolabel.backbones import Backbone
 from nolabel.data.decode import open_image, to_rgb
 from nolabel.errors import DataError
+from nolabel.networks.backbones import Backbone
 from nolabel.plots.attention import attention_maps, similarity_map, upsample
 from nolabel.plots.colors import colormap
 from nolabel.plots.sheet import to_image

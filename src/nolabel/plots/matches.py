@@ -12,9 +12,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from nolabel.backbones import Backbone, Features
 from nolabel.errors import UsageError
-from nolabel.matching import Matches, match
+from nolabel.networks.backbones import Backbone, Features
+from nolabel.networks.matching import Matches, match
 from nolabel.plots.attention import looking, prepare, upsample
 from nolabel.plots.sheet import PAGE, Tile, sheet, to_image
 from nolabel.views import Drawn, View, apply, draw, normalize

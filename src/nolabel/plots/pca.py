@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from nolabel.backbones import Backbone, Features
+from nolabel.networks.backbones import Backbone, Features
 from nolabel.plots.attention import looking, upsample
 from nolabel.plots.sheet import PAGE, Tile, sheet, tile_size, to_image
 

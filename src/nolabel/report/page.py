@@ -17,10 +17,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from nolabel import __version__
+from nolabel.files import write_text
 from nolabel.report import words
-from nolabel.report.curves import charts, describe, svg
-from nolabel.run import Run, write_text
+from nolabel.report.charts import charts, describe, svg
+from nolabel.runs.folder import Run
+from nolabel.version import __version__
 
 HERE = Path(__file__).parent
 MAX_PICTURE_BYTES = 2_500_000

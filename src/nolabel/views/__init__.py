@@ -1,10 +1,11 @@
 """Views: how one image becomes the crops that a method looks at."""
 
-from nolabel.views.batch import Sources, render, table
+from nolabel.views.cpu_torch import apply, reduced, reduction
+from nolabel.views.device import Sources, render, table
 from nolabel.views.draw import Drawn, draw
 from nolabel.views.engine import Apply, applier, fastest
-from nolabel.views.image import apply, normalize, reduced, reduction
-from nolabel.views.specs import IMAGENET_MEAN, IMAGENET_STD, View
+from nolabel.views.normalize import normalize
+from nolabel.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
 
 __all__ = [
     "IMAGENET_MEAN",

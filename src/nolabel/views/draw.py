@@ -1,15 +1,12 @@
 """All randomness of a view, as a pure function of (seed, epoch, sample, view)."""
 
 import math
-import threading
 from typing import NamedTuple
 
 import numpy as np
 
-from nolabel.views.specs import View
-
-_THREAD = threading.local()
-_ZEROS = (0, 0, 0, 0)
+from nolabel.randomness import reused_philox
+from nolabel.views.spec import View
 
 
 class Drawn(NamedTuple):
@@ -26,28 +23,9 @@ class Drawn(NamedTuple):
     solarize: bool
 
 
-def generator(seed: int, *counter: int) -> np.random.Generator:
-    """A counter-based generator for up to three non-negative counters, for example (epoch, sample, view)."""
-    words = np.zeros(4, dtype=np.uint64)
-    words[1 : 1 + len(counter)] = counter
-    return np.random.Generator(np.random.Philox(key=seed, counter=words))
-
-
-def _reused(seed: int, *counter: int) -> np.random.Generator:
-    """As `generator`, but one for each thread, put where it has to begin: half of `draw` would go into making one."""
-    if not hasattr(_THREAD, "generator"):
-        _THREAD.generator = generator(0)
-    found: np.random.Generator = _THREAD.generator
-    state = {"counter": (0, *counter, *_ZEROS[len(counter) + 1 :]), "key": (seed % 2**64, seed >> 64)}
-    found.bit_generator.state = {
-        "bit_generator": "Philox", "state": state, "buffer": _ZEROS, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0
-    }  # fmt: skip
-    return found
-
-
 def draw(view: View, key: tuple[int, int, int, int], height: int, width: int) -> Drawn:
     """The parameters of `view` for an image of `height` x `width` pixels; `key` is (seed, epoch, sample, view)."""
-    rng = _reused(*key)
+    rng = reused_philox(*key)  # the stream "view"
     box = _crop(view, rng, height, width)
     u = rng.random(9)
     return Drawn(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from nolabel.errors import UsageError
-from nolabel.views import image
+from nolabel.views import cpu_torch
 from nolabel.views.draw import Drawn
-from nolabel.views.specs import View
+from nolabel.views.spec import View
 
 Apply = Callable[[Tensor, View, Drawn], Tensor]
 Name = Literal["torch", "numba"]
@@ -18,14 +18,14 @@ Name = Literal["torch", "numba"]
 
 @cache
 def applier(name: Name) -> Apply:
-    """The function that makes a view, as `image.apply` describes it. UsageError where numba is named and absent.
+    """The function that makes a view, as `cpu_torch.apply` describes it. UsageError where numba is named and absent.
 
     What it has to compile is compiled here: before processes are forked that shall share it.
     """
     if name == "torch":
-        return image.apply
+        return cpu_torch.apply
     try:
-        from nolabel.views.compiled import apply
+        from nolabel.views.cpu_numba import apply
     except ImportError as error:
         raise UsageError(
             f"Views are to be made by numba, and it cannot be imported here: {error}.\n"

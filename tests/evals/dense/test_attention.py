@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from nolabel.backbones import backbone
-from nolabel.data import demo
+from nolabel.data.demo import world as world_module
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.dense.attention import AttentionConfig, attention_of, evaluate_attention, head_scores
 from nolabel.evals.dense.iou import VOID
-from nolabel.weights import Loaded
+from nolabel.networks.backbones import backbone
+from nolabel.weights.load import Loaded
 
 SMALL = AttentionConfig(short_side=64)
 
@@ -33,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six pictures of the demo world with the mask of their object, and one without an object."""
     root = tmp_path_factory.mktemp("objects") / "shapes"
     for i in range(7):
-        image, mask = demo.render(i, i, 40)
+        image, mask = world_module.render(i, i, 40)
         for folder, pixels in (("images", image), ("masks", (mask & (i < 6)).astype(np.uint8))):
             (root / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(root / folder / f"{i}.png")

@@ -11,8 +11,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
-from nolabel.backbones import backbone
-from nolabel.data import demo
+from nolabel.data.demo import world as world_module
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.dense.fcn import Schedule, Segmenter, augment, finetune, segment
 from nolabel.evals.dense.iou import VOID
@@ -30,7 +29,8 @@ from nolabel.evals.dense.patches import (
     to_classes,
 )
 from nolabel.evals.dense.segmentation import SegmentationConfig, evaluate_segmentation, measure_frozen, plan
-from nolabel.weights import Loaded
+from nolabel.networks.backbones import backbone
+from nolabel.weights.load import Loaded
 
 SMALL = SegmentationConfig(short_side=32, epochs=5, bank_size=200, k=5)
 
@@ -41,7 +41,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("masked") / "shapes"
     for split, (first, count) in {"train": (0, 12), "val": (100, 4), "test": (200, 6)}.items():
         for i in range(count):
-            image, mask = demo.render(i % 10, first + i, 40)
+            image, mask = world_module.render(i % 10, first + i, 40)
             ids = mask.astype(np.uint8)
             ids[0] = 255
             for folder, pixels in (("images", image), ("masks", ids)):

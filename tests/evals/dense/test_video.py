@@ -12,15 +12,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from nolabel.backbones import backbone
-from nolabel.data import demo
+from nolabel.data.demo import world as world_module
 from nolabel.errors import DataError, StorageError, UsageError
 from nolabel.evals.dense.clips import is_binary, read_objects, scan_clips
 from nolabel.evals.dense.iou import jaccard
 from nolabel.evals.dense.overlay import palette, write_clip, write_mask
 from nolabel.evals.dense.propagation import to_pixels
 from nolabel.evals.dense.video import VideoConfig, evaluate_video, follow, frame_size, over_time, score
-from nolabel.weights import Loaded
+from nolabel.networks.backbones import backbone
+from nolabel.weights.load import Loaded
 
 SMALL = VideoConfig(short_side=40, num_last_frames=2, radius=4)
 
@@ -30,7 +30,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two clips of the demo world, 40 px, five frames each; in `pair` two objects move in one picture."""
     root = tmp_path_factory.mktemp("clips") / "world"
     for name, parts in (("star", [(9, 1)]), ("pair", [(9, 1), (5, 4)])):
-        clips = [demo.clip(shape, seed, 5, 40) for shape, seed in parts]
+        clips = [world_module.clip(shape, seed, 5, 40) for shape, seed in parts]
         for i in range(5):
             picture = np.concatenate([frames[i] for frames, _ in clips], 1)
             values = np.concatenate([masks[i] * (n + 1) for n, (_, masks) in enumerate(clips)], 1).astype(np.uint8)

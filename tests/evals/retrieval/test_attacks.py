@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from nolabel.data import demo
+from nolabel.data.demo import world
 from nolabel.errors import UsageError
 from nolabel.evals.retrieval.attacks import ATTACKS, JPEG_PIXELS, attack, check_attacks
 
 
 @pytest.fixture(scope="module")
 def image() -> Tensor:
-    return torch.from_numpy(demo.render(4, 7, 96)[0][:72].copy()).permute(2, 0, 1)
+    return torch.from_numpy(world.render(4, 7, 96)[0][:72].copy()).permute(2, 0, 1)
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -11,9 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nolabel.backbones import backbone
-from nolabel.data import demo
 from nolabel.data.decode import decode
+from nolabel.data.demo import world
 from nolabel.data.images import scan
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.retrieval import descriptors
@@ -21,7 +20,8 @@ from nolabel.evals.retrieval.attacks import attack
 from nolabel.evals.retrieval.copies import CopiesConfig, accepts, columns, descriptor_size, evaluate_copies
 from nolabel.evals.retrieval.copydays import copy_set, evenly
 from nolabel.evals.retrieval.descriptors import CopyDescriptor, gem
-from nolabel.weights import Loaded
+from nolabel.networks.backbones import backbone
+from nolabel.weights.load import Loaded
 
 FEW = ("strong", "crops/30", "crops/60", "blur/3")
 
@@ -29,7 +29,7 @@ FEW = ("strong", "crops/30", "crops/60", "blur/3")
 def render(folder: Path, numbers: range, size: int = 48) -> Path:
     folder.mkdir(parents=True)
     for number in numbers:
-        Image.fromarray(demo.render(number % 10, number, size)[0]).save(folder / f"{number:06d}.png")
+        Image.fromarray(world.render(number % 10, number, size)[0]).save(folder / f"{number:06d}.png")
     return folder
 
 

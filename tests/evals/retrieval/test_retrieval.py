@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from nolabel.backbones import Backbone, backbone
-from nolabel.data import demo
+from nolabel.data.demo import world
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.retrieval import descriptors
 from nolabel.evals.retrieval.descriptors import MultiScale, color_histogram, whole_patches
 from nolabel.evals.retrieval.groundtruth import ground_truth
 from nolabel.evals.retrieval.retrieval import RetrievalConfig, accepts, columns, cut, evaluate_retrieval, thumbnail
-from nolabel.weights import Loaded
+from nolabel.networks.backbones import Backbone, backbone
+from nolabel.weights.load import Loaded
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -32,7 +32,7 @@ def scenes(tmp_path: Path) -> Path:
     (folder / "jpg").mkdir(parents=True)
     gnd: dict[str, Any] = {"imlist": [], "qimlist": [], "gnd": []}
     for thing in range(4):
-        pictures = [demo.render(thing, 100 * thing + number, 32) for number in range(6)]
+        pictures = [world.render(thing, 100 * thing + number, 32) for number in range(6)]
         for number, (picture, _) in enumerate(pictures):
             Image.fromarray(picture).save(folder / "jpg" / f"{thing}_{number}.png")
         rows, columns = np.nonzero(pictures[0][1])

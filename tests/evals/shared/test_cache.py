@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from nolabel.data.images import LabelledImages, scan_labelled
-from nolabel.evals.images.knn import KNNConfig, evaluate_knn
+from nolabel.evals.classification.knn import KNNConfig, evaluate_knn
 from nolabel.evals.protocol import EvalConfig
 from nolabel.evals.shared import cache
 from nolabel.evals.shared.cache import cache_folder, features, stamp
 from nolabel.evals.shared.features import extract
 from nolabel.evals.shared.pieces import POOLED, Layout, pieces_of
-from nolabel.weights import Loaded
+from nolabel.weights.load import Loaded
 
 CONFIG = EvalConfig()
 
@@ -129,7 +129,7 @@ def test_a_moved_folder_is_the_same(splits_folder: Path, tmp_path: Path) -> None
 def test_only_what_is_missing_is_computed(
     loaded: Loaded, train: LabelledImages, tmp_path: Path, passes: list[int]
 ) -> None:
-    from nolabel.backbones import backbone
+    from nolabel.networks.backbones import backbone
 
     args = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
     vit = loaded._replace(backbone=backbone("vit_tiny_patch16_224", args).eval())

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from nolabel.backbones import Features
 from nolabel.data.images import LabelledImages, scan_labelled
 from nolabel.errors import DataError, NumericError, UsageError
 from nolabel.evals.shared.features import evaluation_crop, extract, raw_pixels, squash
-from nolabel.weights import Loaded
+from nolabel.networks.backbones import Features
+from nolabel.weights.load import Loaded
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nolabel.backbones import Backbone, backbone
 from nolabel.errors import UsageError
 from nolabel.evals.shared.pieces import PATCHES, POOLED, Layout, Piece, compute, depth, join, pieces_of
-from nolabel.weights import Loaded
+from nolabel.networks.backbones import Backbone, backbone
+from nolabel.weights.load import Loaded
 
 
 @pytest.fixture(scope="module")

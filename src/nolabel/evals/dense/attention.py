@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as VF
 
-from nolabel.backbones import Backbone, cosine_to_pooled
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.dense.iou import VOID, jaccard
 from nolabel.evals.dense.layouts import Masked, Pairs, read_pair, scan_masked
@@ -25,9 +24,10 @@ from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, u
 from nolabel.evals.shared.features import PRECISIONS
 from nolabel.evals.shared.results import data_name, write_result
 from nolabel.evals.shared.trees import check_same_size, read_mask, tree_fingerprint
-from nolabel.masks import mass_mask
+from nolabel.networks.backbones import Backbone
+from nolabel.networks.inspect import cosine_to_pooled, mass_mask
 from nolabel.views import normalize
-from nolabel.weights import Loaded
+from nolabel.weights.load import Loaded
 
 VERSION = 1
 NOT_OBJECTS = ("background", "0")

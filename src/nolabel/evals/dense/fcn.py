@@ -18,15 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as VF
 
-from nolabel.backbones import Backbone
+from nolabel.console import Report
 from nolabel.errors import DataError, NumericError
 from nolabel.evals.dense.iou import VOID
 from nolabel.evals.dense.layouts import Masked, read_pair
 from nolabel.evals.protocol import EvalConfig
 from nolabel.evals.shared.features import PRECISIONS
-from nolabel.progress import Report
+from nolabel.networks.backbones import Backbone
 from nolabel.views import normalize
-from nolabel.weights import Loaded
+from nolabel.weights.load import Loaded
 
 AUX_WEIGHT = 0.4
 MAX_SHARE = 0.75

@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as VF
 
-from nolabel.backbones import Backbone, backbone
 from nolabel.errors import DataError, NumericError, UsageError
 from nolabel.evals.dense.iou import VOID
 from nolabel.evals.dense.layouts import Masked, read_pair
 from nolabel.evals.shared.features import PRECISIONS
+from nolabel.networks.backbones import Backbone, backbone
 from nolabel.views import normalize
-from nolabel.weights import Loaded
+from nolabel.weights.load import Loaded
 
 COLOUR_SIDE = 4
 

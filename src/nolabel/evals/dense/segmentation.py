@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from nolabel.console import progress
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.dense.fcn import Schedule, finetune, segment
 from nolabel.evals.dense.iou import confusion_matrix, mean_iou, rounded
@@ -31,9 +32,8 @@ from nolabel.evals.dense.patches import (
 from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
 from nolabel.evals.shared.results import data_name, write_result
 from nolabel.evals.shared.trees import tree_fingerprint
-from nolabel.progress import progress
 from nolabel.views import normalize
-from nolabel.weights import Loaded
+from nolabel.weights.load import Loaded
 
 VERSION = 1
 TITLES = {"knn": "k-NN mIoU", "linear": "linear mIoU", "finetune": "fine-tuned mIoU"}

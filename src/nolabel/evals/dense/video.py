@@ -26,7 +26,7 @@ from nolabel.evals.shared.features import PRECISIONS
 from nolabel.evals.shared.results import data_name, write_result
 from nolabel.evals.shared.trees import Tree, check_same_size, read_picture, tree_fingerprint
 from nolabel.views import normalize
-from nolabel.weights import Loaded
+from nolabel.weights.load import Loaded
 
 VERSION = 1
 NAMES = ("mean", "recall", "decay")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nolabel.data.names import name_bytes
 from nolabel.errors import UsageError
-from nolabel.views.draw import generator
+from nolabel.randomness import generator
 
 ATTACKS = ("strong", "jpegqual/8", "jpegqual/30", "crops/30", "crops/60", "blur/3")
 LIMITS = {"jpegqual": (1, 100), "crops": (1, 95), "blur": (1, 50)}
@@ -41,7 +41,7 @@ def check_attacks(names: Sequence[str]) -> None:
 def attack(image: Tensor, name: str, key: str, seed: int) -> Tensor:
     """The changed copy of `image` (3, H, W) uint8, a function of it and of (seed, key, name); `key` is its name."""
     digest = hashlib.sha256(b"%d\0%s\0%s" % (seed, name_bytes(key), name.encode())).digest()
-    rng = generator(int.from_bytes(digest[:8], "little"))
+    rng = generator("attack", int.from_bytes(digest[:8], "little"))
     picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
     kind, _, level = name.partition("/")
     if kind == "strong":

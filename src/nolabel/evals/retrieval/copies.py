@@ -29,7 +29,7 @@ from nolabel.evals.retrieval.whitening import learn_whitening, whiten
 from nolabel.evals.shared.cache import cache_folder
 from nolabel.evals.shared.features import squash
 from nolabel.evals.shared.results import data_name, write_result
-from nolabel.weights import Loaded
+from nolabel.weights.load import Loaded
 
 VERSION = 1
 TOP = 20

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from nolabel.backbones import Backbone, Features
 from nolabel.data.decode import BadImage, decode
 from nolabel.data.images import Images, printable, read
 from nolabel.errors import DataError
 from nolabel.evals.protocol import EvalConfig
 from nolabel.evals.shared.cache import described, network_facts, with_progress
 from nolabel.evals.shared.features import FeatureTable, Pixels, embed, squash
-from nolabel.weights import Loaded
+from nolabel.networks.backbones import Backbone, Features
+from nolabel.weights.load import Loaded
 
 SCALES = (1.0, 2**-0.5, 0.5)
 """DINO's multi-scale retrieval (Caron et al. 2021)."""

@@ -22,7 +22,7 @@ from nolabel.evals.retrieval.ranking import Score, score
 from nolabel.evals.retrieval.whitening import learn_whitening, whiten
 from nolabel.evals.shared.cache import cache_folder
 from nolabel.evals.shared.results import data_name, write_result
-from nolabel.weights import Loaded
+from nolabel.weights.load import Loaded
 
 VERSION = 1
 KS = (1, 5, 10)

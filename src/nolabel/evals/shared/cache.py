@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from nolabel import __version__
+from nolabel.console import duration
 from nolabel.data import archives
 from nolabel.data.images import Images, LabelledImages
 from nolabel.data.names import name_bytes
@@ -28,8 +28,8 @@ from nolabel.evals.protocol import EvalConfig
 from nolabel.evals.shared.features import FeatureTable, PieceTable, Pixels, decoded, embed_pieces, evaluation_crop
 from nolabel.evals.shared.pieces import POOLED, Piece
 from nolabel.evals.shared.results import write_tensors
-from nolabel.progress import duration
-from nolabel.weights import Loaded
+from nolabel.version import __version__
+from nolabel.weights.load import Loaded
 
 VERSION = 1  # of what the numbers in a file mean
 LIBRARIES = ("torch", "torchvision", "timm", "Pillow", "simplejpeg")  # that decode, resize and compute

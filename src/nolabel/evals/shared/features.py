@@ -17,7 +17,7 @@ from nolabel.data.images import LabelledImages, read
 from nolabel.errors import DataError, NumericError, UsageError
 from nolabel.evals.shared.pieces import POOLED, Piece, compute, join
 from nolabel.views import normalize
-from nolabel.weights import Loaded
+from nolabel.weights.load import Loaded
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nolabel.backbones import Backbone
 from nolabel.errors import UsageError
+from nolabel.networks.backbones import Backbone
 
 
 class Piece(NamedTuple):

@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nolabel.errors import StorageError
-from nolabel.run import write_json
+from nolabel.files import write_json
 
 
 def result_path(run: Path, protocol: str, data: str | Path) -> Path:

@@ -1,0 +1,28 @@
+"""Tables that `nolabel list` prints. Only data, without torch."""
+
+BACKBONES: dict[str, str] = {
+    "vit_tiny_patch16_224": "ViT-Ti/16, 5.5 M parameters",
+    "vit_small_patch16_224": "ViT-S/16, 21.7 M, DINO's workhorse",
+    "vit_small_patch8_224": "ViT-S/8, 21.7 M, finer maps at four times the cost",
+    "vit_base_patch16_224": "ViT-B/16, 85.8 M",
+    "vit_base_patch8_224": "ViT-B/8, 85.8 M",
+    "resnet18": "ResNet-18, 11.2 M, quick on a CPU",
+    "resnet50": "ResNet-50, 23.5 M",
+    "xcit_small_12_p16_224": "XCiT-S12/16, 25.9 M",
+    "convnext_tiny": "ConvNeXt-T, 27.8 M",
+}
+
+
+PROTOCOLS: dict[str, str] = {
+    "knn": "weighted k nearest neighbours on frozen features",
+    "linear": "linear classifiers on frozen features, a sweep of settings in one pass",
+    "lowshot": "logistic regression on a few labelled images a class",
+    "finetune": "the whole network trained on all labels or a share of them (DeiT's recipe)",
+    "retrieval": "other pictures of the same place or thing (revisited Oxford and Paris)",
+    "copies": "the original of a changed copy among distractors (Copydays)",
+    "video": "a mask carried through a clip by frozen patches (DAVIS: J and F)",
+    "attention": "objects under the heads of the last block (Jaccard index)",
+    "segmentation": "mean IoU by k-NN and linear on frozen patches, and of a fine-tuned FCN",
+    "detection": "AP of Faster R-CNN (C4) or Mask R-CNN (FPN) trained from a ResNet (VOC, COCO)",
+    "all": "every protocol that the data allows, in one table",
+}

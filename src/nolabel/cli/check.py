@@ -1,0 +1,23 @@
+"""`nolabel check`."""
+
+import json
+from dataclasses import dataclass
+
+from nolabel.cli.arguments import Data, parse
+from nolabel.data.check import as_dict, check, format_check
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What is in the data, and what training will skip and why. Decodes every image."""
+
+    data: Data
+    """A folder, a zip, shards, or a text file of paths."""
+    json: bool = False
+    """Print everything as JSON."""
+
+
+def run_check(args: list[str]) -> None:
+    options = parse(CheckOptions, args, "nolabel check")
+    found = check(options.data)
+    print(json.dumps(as_dict(found), indent=2) if options.json else format_check(found))

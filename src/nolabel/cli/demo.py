@@ -1,0 +1,118 @@
+"""The demo: the whole tour on a made-up world, in minutes on a CPU."""
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from nolabel.api import evaluate
+from nolabel.cli.arguments import parse
+from nolabel.config import TrainConfig, update
+from nolabel.config.load import load_recipe
+from nolabel.console import duration
+from nolabel.data.demo import world
+from nolabel.errors import UsageError
+from nolabel.evals.protocol import format_result
+from nolabel.evals.protocols import PROTOCOLS
+from nolabel.plots import attention_sheet, pca_sheet, prepare
+from nolabel.recipes.demo import NETWORK, SETTINGS, SIZE
+from nolabel.runs.folder import Run, check_new
+from nolabel.training.dry_run import estimate
+from nolabel.training.start import train
+from nolabel.weights.load import load_weights
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """The whole tour on pictures of a small made-up world: train, measure, look, hand over the weights."""
+
+    out: Path = Path("nolabel-demo")
+    """Run folder; the pictures lie beside it in OUT-world."""
+    recipe: Literal["simclr-small", "dino-small"] = "simclr-small"
+    """SimCLR learns in minutes; DINO needs thousands of steps: give it more --minutes."""
+    minutes: float = 3.0
+    """Training time on this machine, measured before the start."""
+    seed: int = 0
+    overwrite: bool = False
+    """Replace an earlier demo at OUT."""
+
+
+def run_demo(args: list[str]) -> None:
+    o = parse(DemoOptions, args, "nolabel demo")
+    demo(o.out, o.recipe, o.minutes, o.seed, o.overwrite)
+
+
+NUM_TRAIN, NUM_VAL, PICTURE = 6000, 1500, 96
+
+
+def demo(out: Path, recipe: str, minutes: float, seed: int, overwrite: bool) -> None:
+    """Make the world, train for `minutes`, measure, draw, and say where everything lies."""
+    if minutes <= 0:
+        raise UsageError("--minutes is more than 0: four are enough for SimCLR, an hour for DINO.")
+    started = time.monotonic()
+    check_new(out, overwrite)
+    folder = _world(out.with_name(out.name + "-world"), seed)
+    config = _config(out, folder, recipe, seed)
+    steps = max(1, round(60 * minutes / estimate(config).seconds_per_step))
+    _say(f"Training {recipe} without labels for {minutes:g} minutes: {steps:,} steps ...")
+    run = train(update(config, {"steps": steps}), overwrite)
+    _say("Measuring ...")
+    result = evaluate("knn", run, folder, workers=1)
+    _pictures(run, seed)
+    print(format_result(result, PROTOCOLS["knn"]))
+    took = duration(time.monotonic() - started)
+    print(f"\nThe tour took {took}. Look at {run.path}/report.html and {run.path}/pictures.\n")
+    print(ending(run))
+
+
+def ending(run: Run) -> str:
+    """What a user needs at the end: where the weights are, and three lines that load them."""
+    return (
+        f"The weights are in {run.path}/weights. Load them with\n\n"
+        "    import timm\n"
+        f'    model = timm.create_model("local-dir:{run.path}/weights", pretrained=True)\n'
+        "    model.eval()\n\n"
+        f"The report is {run.path}/report.html."
+    )
+
+
+def _world(folder: Path, seed: int) -> Path:
+    """The folder of pictures; one that an earlier demo made is used again if it is the same, else replaced."""
+    made, name = folder / ".nolabel-demo", f"{NUM_TRAIN} {NUM_VAL} {SIZE} {seed}"
+    if made.is_file() and made.read_text(encoding="utf-8") == name:
+        return folder
+    if made.is_file():
+        shutil.rmtree(folder)
+    _say(f"Making a world of {NUM_TRAIN + NUM_VAL:,} pictures in {folder}: {', '.join(world.CLASSES)} ...")
+    world.write(folder, NUM_TRAIN, NUM_VAL, SIZE, seed)
+    made.write_text(name, encoding="utf-8")
+    return folder
+
+
+def _config(out: Path, folder: Path, recipe: str, seed: int) -> TrainConfig[Any]:
+    places = {"data": str(folder / "train"), "labels": str(folder), "out": str(out), "seed": seed}
+    config: TrainConfig[Any] = update(load_recipe(recipe), NETWORK | SETTINGS[recipe] | places)
+    return config
+
+
+def _pictures(run: Run, seed: int) -> None:
+    """Where the network looks and its features in colours, for a new picture of each class at a larger size."""
+    loaded = load_weights(run.path)
+    net, folder = loaded.backbone, run.path / "pictures"
+    folder.mkdir(exist_ok=True)
+    drawn = [
+        torch.from_numpy(world.render(i, 10**6 * (seed + 1) + i, PICTURE)[0]).permute(2, 0, 1)
+        for i in range(len(world.CLASSES))
+    ]
+    ready = [prepare(image, PICTURE, net.patch_size, loaded.mean, loaded.std) for image in drawn]
+    pca_sheet(net, ready, loaded.mean, loaded.std, world.CLASSES).save(folder / "pca.png")
+    for name, image in zip(world.CLASSES, ready, strict=True):
+        attention_sheet(net, image, loaded.mean, loaded.std, name).save(folder / f"attention-{name}.png")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,77 @@
+"""`nolabel embed`: features of any images in a file for other tools."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from nolabel.config import find_device
+from nolabel.errors import UsageError
+from nolabel.evals.embed import check_format, embed_images
+from nolabel.evals.protocol import EvalConfig
+from nolabel.evals.shared.pieces import Layout
+from nolabel.weights.load import load_weights
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """The features of all images of DATA in one file. docs/embed.md says what is in it."""
+
+    weights: Annotated[str, Positional, tyro.conf.arg(metavar="WEIGHTS")]
+    """A run, a folder in timm's layout, a .safetensors file, random:BACKBONE, or a cached timm name."""
+    data: Annotated[str, Positional, tyro.conf.arg(metavar="DATA")]
+    """A folder, a zip of one, or a text file of paths."""
+    out: Path
+    """FILE.npz or FILE.parquet."""
+    labelled: bool = False
+    """DATA has class folders, with or without splits: write split and class, too; other images are left out."""
+    blocks: int = 1
+    """Last blocks of a plain ViT whose class tokens are joined, earlier first."""
+    mean_patches: bool = False
+    """Join the mean of the last block's patches, too (plain ViTs)."""
+    before_norm: bool = False
+    """Class tokens before the final norm (plain ViTs)."""
+    overwrite: bool = False
+    """Replace the file at --out."""
+    image_size: int | None = None
+    """Side of the image that the network sees, in pixels; by default that of the weights."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16."""
+    device: str = "auto"
+    """Where features are computed."""
+    batch_size: int = 128
+    """Images a forward pass."""
+    workers: int = 0
+    """Processes that decode images."""
+    cache: bool = True
+    """Keep features on disk, in RUN/eval/cache or $NOLABEL_CACHE, and use those that are there."""
+    backbone: str | None = None
+    """timm name of a bare weight file."""
+    allow_pth: bool = False
+    """Read a .pth file from a source you trust; only its tensors."""
+
+
+def embed(args: list[str]) -> None:
+    """Run the command with the arguments after its name."""
+    o = tyro.cli(EmbedOptions, prog="nolabel embed", args=args)
+    if o.out.exists() and not o.overwrite:
+        raise UsageError(f"{o.out} exists: choose another --out, or --overwrite.")
+    check_format(o.out)
+    config = EvalConfig(
+        image_size=o.image_size,
+        precision=o.precision,
+        device=str(find_device(o.device)),
+        batch_size=o.batch_size,
+        workers=o.workers,
+        cache=o.cache,
+    )
+    loaded = load_weights(o.weights, o.backbone, o.allow_pth)
+    layout = Layout(o.blocks, o.mean_patches)
+    done = embed_images(loaded, o.data, o.out, layout, config, o.before_norm, o.labelled)
+    if done.num_unreadable:
+        left_out = f"{done.num_unreadable} images that can't be read are left out"
+        print(f"{left_out}: `nolabel check {o.data}` says why", file=sys.stderr)
+    print(f"{done.path}: {done.num_images} images, {done.width} numbers each")

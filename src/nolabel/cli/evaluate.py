@@ -1,0 +1,57 @@
+"""`nolabel eval`."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Generic, TypeVar
+
+import tyro
+
+from nolabel.api import evaluate_loaded
+from nolabel.catalog import PROTOCOLS
+from nolabel.cli.arguments import Data, Weights, parse
+from nolabel.config import find_device
+from nolabel.evals.all import EVERY, format_all
+from nolabel.evals.protocol import EvalConfig, format_result
+from nolabel.weights.load import load_weights
+
+C = TypeVar("C", bound=EvalConfig)
+
+
+@dataclass(frozen=True)
+class EvalOptions(Generic[C]):
+    """Where the weights and the data are; the settings of the protocol."""
+
+    weights: Weights
+    """A run, a folder in timm's layout, a .safetensors file, random:BACKBONE, or a cached timm name."""
+    data: Data
+    """What is measured on; docs/evals has a page for each protocol with the layouts it takes."""
+    settings: Annotated[C, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """File for the result; by default RUN/eval/PROTOCOL.json for a run, else only stdout."""
+    backbone: str | None = None
+    """timm name of a bare weight file."""
+    allow_pth: bool = False
+    """Read a .pth file from a source you trust; only its tensors."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def run_evaluate(args: list[str]) -> None:
+    if args[0] in ("-h", "--help"):
+        print("nolabel eval PROTOCOL WEIGHTS DATA [options]\n\nProtocols: nolabel list protocols")
+        print("Every option: nolabel eval knn --help")
+        return
+    name, protocol = args[0], EVERY[args[0]]
+    default = EvalOptions(tyro.MISSING, tyro.MISSING, protocol.Config(device="auto"))
+    summary = PROTOCOLS[name]
+    about = f"{summary[0].upper()}{summary[1:]}. docs/evals/{name}.md says exactly what is measured."
+    options = parse(EvalOptions[protocol.Config], args[1:], f"nolabel eval {name}", default, about)  # type: ignore[name-defined]
+    loaded = load_weights(options.weights, options.backbone, options.allow_pth)
+    settings = dataclasses.replace(options.settings, device=str(find_device(options.settings.device)))
+    result = evaluate_loaded(name, loaded, Path(options.weights), options.data, options.out, settings)
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print(format_all(result) if name == "all" else format_result(result, protocol))

@@ -1,0 +1,99 @@
+"""The command line. `--help`, `list` and wrong names are answered from here, without importing torch."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from nolabel.catalog import BACKBONES, PROTOCOLS
+from nolabel.errors import NolabelError, UsageError, nearest
+from nolabel.recipes import RECIPES, find
+from nolabel.version import __version__
+
+HELP = f"""nolabel {__version__}: self-supervised visual pre-training on a folder of images
+
+  nolabel train RECIPE DATA --out RUN       pre-train a backbone (every setting: nolabel train RECIPE --help)
+  nolabel resume RUN                        go on with a run that was stopped
+  nolabel eval PROTOCOL WEIGHTS DATA        measure features: nolabel list protocols
+  nolabel show attention|pca|matches WEIGHTS IMAGE... --out DIR     look inside
+  nolabel embed WEIGHTS DATA --out F        features as .npz or .parquet
+  nolabel pack DATA --out SHARDS            the images in a few large files, for fast reading
+  nolabel check DATA                        what is in the data, and what training will skip
+  nolabel report RUN                        write RUN/report.html again
+  nolabel list recipes|backbones|protocols
+  nolabel demo [--out RUN]                  the whole tour on pictures made on the spot, minutes on a laptop CPU
+
+DATA: a folder, a zip of one, shards, or a text file of paths; labelled: train/ and val/ (or test/) of class folders, or
+class folders. WEIGHTS: a run, a folder in timm's layout, a .safetensors file with --backbone NAME, or random:BACKBONE.
+Results go to stdout, progress to stderr. nolabel uses no network and sends nothing anywhere."""
+
+
+COMMANDS = ("train", "resume", "eval", "embed", "pack", "show", "check", "report", "list", "demo")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `nolabel` command; leaves through SystemExit with a code of docs/exit-codes.md."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _run(args)
+    except NolabelError as error:
+        if os.environ.get("NOLABEL_DEBUG"):
+            raise
+        print(f"nolabel: {error}", file=sys.stderr)
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if os.environ.get("NOLABEL_DEBUG"):
+            raise
+        print(f"nolabel: internal error, {type(error).__name__}: {error}", file=sys.stderr)
+        print("Please report it with what NOLABEL_DEBUG=1 shows before the same command.", file=sys.stderr)
+        sys.exit(1)
+
+
+def _run(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP)
+    elif args[0] in ("-V", "--version"):
+        print(f"nolabel {__version__}")
+    elif args[0] not in COMMANDS:
+        raise UsageError(f"There is no command {args[0]!r}.{nearest(args[0], COMMANDS)}\n`nolabel --help` lists them.")
+    elif args[0] == "list":
+        _list(args[1:])
+    else:
+        _check_names(args)
+        from nolabel.cli.commands import run  # imports torch
+
+        run(args[0], args[1:])
+
+
+def _check_names(args: list[str]) -> None:
+    """Answer a wrong recipe, protocol or picture before torch is imported."""
+    name = args[1] if len(args) > 1 else ""
+    if args[0] == "train" and not name.startswith("-"):
+        if not name:
+            raise UsageError("nolabel train RECIPE DATA --out RUN: RECIPE is missing; see `nolabel list recipes`.")
+        find(name)
+    choices = {"eval": tuple(PROTOCOLS), "show": ("attention", "pca", "matches")}.get(args[0])
+    if choices and name not in (*choices, "-h", "--help"):
+        given = f"There is no `nolabel {args[0]} {name}`.{nearest(name, choices)} " if name else ""
+        raise UsageError(f"{given}Choose one of: nolabel {args[0]} {'|'.join(choices)} ...")
+
+
+def _list(args: list[str]) -> None:
+    tables = {
+        "recipes": {name: recipe.summary for name, recipe in RECIPES.items()},
+        "backbones": BACKBONES,
+        "protocols": PROTOCOLS,
+    }
+    if len(args) != 1 or args[0] not in tables:
+        wrong = f"There is nothing to list under {args[0]!r}.{nearest(args[0], tables)} " if args else ""
+        raise UsageError(f"{wrong}Choose one of: nolabel list {'|'.join(tables)}")
+    width = max(map(len, tables[args[0]]))
+    for name, summary in tables[args[0]].items():
+        print(f"{name:<{width}}  {summary}")
+    if args[0] == "backbones":
+        print(
+            "\nA selection: every timm model with a feature map works, any ViT size and patch, ResNet, XCiT, ConvNeXt."
+        )

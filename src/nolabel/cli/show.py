@@ -1,0 +1,96 @@
+"""`nolabel show`: pictures of what a network sees."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+
+from nolabel.config import find_device
+from nolabel.data.decode import decode
+from nolabel.data.images import SUFFIXES, BadImage, read, scan
+from nolabel.errors import DataError
+from nolabel.plots import attention_clip, attention_sheet, clip_frames, pca_sheet, prepare, show_matches
+from nolabel.weights.load import load_weights
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """Pictures of what a network sees, as PNG files."""
+
+    weights: Annotated[str, Positional, tyro.conf.arg(metavar="WEIGHTS")]
+    """As in `nolabel eval`."""
+    images: Annotated[tuple[Path, ...], Positional, tyro.conf.arg(metavar="IMAGE ...")]
+    """Image files, or folders of them."""
+    out: Path
+    """Folder for the pictures."""
+    size: int | None = None
+    """Shorter side of the picture in pixels; by default 480 at 224 px, and in that proportion."""
+    keep: float = 0.6
+    """Share of the attention that the masks hold."""
+    limit: int = 32
+    """Images taken from a folder."""
+    clip: bool = False
+    """attention: the images are frames in the order of their names, or one GIF or WebP; write one animation."""
+    device: str = "auto"
+    backbone: str | None = None
+    """timm name of a bare weight file."""
+    allow_pth: bool = False
+    """Read a .pth file from a source you trust; only its tensors."""
+
+
+def show(args: list[str]) -> None:
+    """Run the command with the arguments after its name."""
+    kind = args[0]
+    if kind in ("-h", "--help"):
+        print("nolabel show attention|pca|matches WEIGHTS IMAGE... --out DIR [options]\n")
+        print("Every option: nolabel show attention --help")
+        return
+    options = tyro.cli(ShowOptions, prog=f"nolabel show {kind}", args=args[1:])
+    loaded = load_weights(options.weights, options.backbone, options.allow_pth)
+    net = loaded.backbone.to(find_device(options.device))
+    size = options.size or round(loaded.image_size * 480 / 224)
+    opened = _open(options)
+    pictures = [(name, prepare(image, size, net.patch_size, loaded.mean, loaded.std)) for name, image in opened]
+    options.out.mkdir(parents=True, exist_ok=True)
+    if kind == "matches":
+        path = options.out / f"matches-{'-'.join(name for name, _ in opened[:2])}.png"
+        show_matches(net, opened, size, loaded.mean, loaded.std).save(path)
+        print(path)
+        return
+    if kind == "pca":
+        path = options.out / "pca.png"
+        pca_sheet(net, [x for _, x in pictures], loaded.mean, loaded.std, [n for n, _ in pictures]).save(path)
+        print(path)
+        return
+    if options.clip:
+        path = options.out / "attention.webp"
+        attention_clip(path, net, (x for _, x in pictures), loaded.mean, loaded.std)
+        print(path)
+        return
+    for name, x in pictures:
+        path = options.out / f"attention-{name}.png"
+        attention_sheet(net, x, loaded.mean, loaded.std, name, options.keep).save(path)
+        print(path)
+
+
+def _open(options: ShowOptions) -> list[tuple[str, Any]]:
+    """Names and pixels of the images; those that cannot be read are named on stderr."""
+    opened = clip_frames(options.images, options.limit) if options.clip else []
+    for path in options.images if not opened else ():
+        if not path.exists():
+            raise DataError(f"{path} does not exist. Expected image files or folders of them.")
+        images = scan(path) if path.is_dir() or path.suffix.lower() not in SUFFIXES else None
+        for index in range(min(len(images.names), options.limit) if images else 1):
+            name = images.names[index] if images else path.name
+            try:
+                pixels = decode(read(images, index) if images else path.read_bytes())
+            except (BadImage, OSError) as error:
+                print(f"skipped {name}: {error}", file=sys.stderr)
+                continue
+            opened.append((Path(name).stem if not images else name.rsplit(".", 1)[0].replace("/", "-"), pixels))
+    if not opened:
+        raise DataError("None of the images could be read. Expected image files or folders of them.")
+    return opened

@@ -1,0 +1,1 @@
+"""The demo world: rendered pictures with labels, masks and clips."""

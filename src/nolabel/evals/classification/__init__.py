@@ -1,0 +1,1 @@
+"""Protocols on labelled images: k-NN, linear, low-shot, fine-tuning."""

@@ -1,0 +1,178 @@
+"""The fine-tuning protocol: the whole network trained on labels, all of them or a share (DeiT's recipe)."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nolabel.console import progress
+from nolabel.data.images import LabelledImages, printable
+from nolabel.errors import DataError, StorageError
+from nolabel.evals.classification.classifier import Plan, accuracy, train_classifier
+from nolabel.evals.classification.finetune_settings import (
+    FinetuneConfig,
+    Published,
+    check_finetune,
+    make_plan,
+    published,
+)
+from nolabel.evals.classification.shots import draw_rows, read_lists
+from nolabel.evals.protocol import EvalConfig, describe_weights, untrained
+from nolabel.evals.shared.features import FeatureTable, decoded
+from nolabel.evals.shared.results import write_result
+from nolabel.evals.shared.tables import describe_data, make_tables, pick, roles_with_test, tenth, usable
+from nolabel.files import write_json
+from nolabel.weights.load import Loaded
+from nolabel.weights.timm import save_weights
+
+VERSION = 1
+
+
+class Case(NamedTuple):
+    """One row of the result."""
+
+    name: str
+    rows: Tensor
+    """Of train, that are learned from."""
+
+
+def evaluate_finetune(
+    loaded: Loaded, data: str | Path, config: FinetuneConfig | None = None, out: Path | None = None
+) -> dict[str, Any]:
+    """Top-1 and top-5 in percent of the fine-tuned network; docs/evals/finetune.md explains the keys.
+
+    With `out` the result is written there, durations beside it, the networks to the folder of its name. Raises
+    UsageError for settings, DataError for data that can't be used and NumericError when training diverges.
+    """
+    config = config or FinetuneConfig()
+    check_finetune(config)
+    start = time.perf_counter()
+    parts = roles_with_test(data)
+    tables = make_tables(parts, lambda part: readable(part, config))
+    train = usable(parts.train, tables.train)
+    cases, notes = choose_cases(tables.train, train, config)
+    paper, folder = published(loaded, config), out and out.with_suffix("")
+    trainer = Trainer(train, parts.val, parts.test, tables.train, config, paper)
+    metrics = {case.name: trainer.run(loaded, case, folder) for case in cases}
+    learned = time.perf_counter()
+    floor = untrained(loaded, config.seed) if config.floor else None
+    floors = {"random_weights": {case.name: trainer.run(floor, case, None) for case in cases}} if floor else {}
+    result = {
+        "protocol": "finetune",
+        "version": VERSION,
+        "metrics": metrics,
+        "floor": floors,
+        "settings": describe_weights(loaded, config) | {"schedule": config.schedule} | paper.recipe._asdict(),
+        "data": describe_data(data, parts, tables),
+        "seed": config.seed,
+        "notes": notes,
+    }
+    if out is not None:
+        seconds = {"weights": learned - start, "floor": time.perf_counter() - learned}
+        write_result(out, result, {"seconds": seconds, "device": config.device, "workers": config.workers})
+    return result
+
+
+def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
+    """Top-1 by what was learned from, for the table."""
+    return {f"{name} top-1": row["top1"] for name, row in metrics.items()}
+
+
+class Trainer(NamedTuple):
+    """Everything a training needs beside the network and the case."""
+
+    train: LabelledImages
+    """Those that can be read, in the order of `table`."""
+    val: LabelledImages | None
+    test: LabelledImages | None
+    table: FeatureTable
+    config: FinetuneConfig
+    paper: Published
+
+    def run(self, loaded: Loaded, case: Case, folder: Path | None) -> dict[str, Any]:
+        """Train on the rows of a case, choose the learning rate where there are several, and test once."""
+        lrs = self.config.lrs or (self.paper.lr,)
+        lr, tried, chosen_on = lrs[0], list[dict[str, float]](), "nothing"
+        if len(lrs) > 1:
+            lr, tried, chosen_on = self._choose(loaded, case, lrs)
+        net, plan = self._train(loaded, case.rows, lr, case.name)
+        assert self.test is not None
+        score = accuracy(net, loaded, self.test, self.config)
+        if folder is not None:
+            self._save(net, loaded, folder / case.name.replace(" %", "-percent"))
+        about = {"images": len(case.rows), "lr": lr, "chosen_on": chosen_on, "sweep": tried}
+        return {**score._asdict(), **about, "plan": plan._asdict()}
+
+    def _choose(self, loaded: Loaded, case: Case, lrs: tuple[float, ...]) -> tuple[float, list[dict[str, float]], str]:
+        """The rate that does best on val, or on a tenth of the labels of the case; of equals the lower one."""
+        rows, val, where = case.rows, self.val, "val"
+        if val is None:
+            held = tenth(_take(self.table, rows), least=1)
+            if not held.any():
+                raise DataError("One image a class leaves none to choose the learning rate on: give one, --lrs 5e-4.")
+            rows, val, where = rows[~held], pick(self.train, rows[held].tolist()), "10 % of train"
+        found = []
+        for lr in lrs:
+            net, _ = self._train(loaded, rows, lr, f"{case.name}, lr {lr:g}")
+            found.append({"lr": lr, "top1": accuracy(net, loaded, val, self.config).top1})
+        return max(found, key=lambda one: (one["top1"], -one["lr"]))["lr"], found, where
+
+    def _train(self, loaded: Loaded, rows: Tensor, lr: float, name: str) -> tuple[Any, Plan]:
+        plan = make_plan(self.config, self.paper, len(rows), lr)
+        epochs = plan.steps / plan.steps_per_epoch
+        print(
+            f"finetune {loaded.name}, {name}: {len(rows)} images, {epochs:g} epochs of {plan.steps_per_epoch} steps, "
+            f"{plan.batch_size} images a step, learning rate {plan.lr:.3g}",
+            file=sys.stderr,
+            flush=True,
+        )
+        some = pick(self.train, rows.tolist())
+        with progress(0, plan.steps) as report:
+            return train_classifier(loaded, some, self.paper.recipe, plan, self.config, report), plan
+
+    def _save(self, net: Any, loaded: Loaded, folder: Path) -> None:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            size = self.config.image_size or loaded.image_size
+            save_weights(net, folder, size, loaded.mean, loaded.std)
+            write_json(folder / "classes.json", [printable(name) for name in self.train.classes])
+        except OSError as error:
+            raise StorageError(f"{folder} cannot be written ({error.strerror}). Choose another --out.") from error
+
+
+def choose_cases(train: FeatureTable, labelled: LabelledImages, config: FinetuneConfig) -> tuple[list[Case], list[str]]:
+    """What is learned from, and what a reader should know. A share below one image a class is left out."""
+    notes, num_classes = list[str](), len(labelled.classes)
+    if config.files:
+        lists = read_lists(config.files, train, labelled.classes)
+        return [Case(path.stem, rows) for path, rows in zip(config.files, lists, strict=True)], notes
+    cases = []
+    for fraction in config.fractions:
+        name, amount = f"{100 * fraction:g} %", int(fraction * len(train.ids) + 1e-9)
+        if amount < num_classes:
+            notes.append(f"{name} skipped: {amount} images for {num_classes} classes")
+            continue
+        every = torch.arange(len(train.ids))
+        cases.append(Case(name, every if fraction == 1 else draw_rows(train.labels, amount, config.seed, 0)))
+    if not cases:
+        raise DataError(f"Nothing is left to learn from: {'; '.join(notes)}. Give more images or larger --fractions.")
+    return cases, notes
+
+
+def readable(part: LabelledImages, config: EvalConfig) -> FeatureTable:
+    """Ids and labels of the images that can be read, each decoded once; no features."""
+    found = list(decoded(part, _nothing, 64, config.workers))
+    labels = torch.cat([batch.labels for batch in found])
+    return FeatureTable(torch.empty(len(labels), 0), labels, tuple(name for batch in found for name in batch.ids))
+
+
+def _nothing(image: Tensor) -> Tensor:
+    return image[:, :1, :1]
+
+
+def _take(table: FeatureTable, rows: Tensor) -> FeatureTable:
+    return FeatureTable(table.features[rows], table.labels[rows], tuple(table.ids[i] for i in rows.tolist()))

@@ -1,1 +1,0 @@
-"""Protocols on labelled images: k-NN, linear, low-shot and fine-tuning."""

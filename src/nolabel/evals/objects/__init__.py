@@ -1,1 +1,0 @@
-"""The detection protocol: boxes and outlines of objects."""

@@ -1,0 +1,133 @@
+"""Files: JSON, JSON lines and text written in one step; YAML of strangers read with suspicion."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nolabel.errors import UsageError
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; a torn last line is left out, a missing file is empty."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_bytes().split(b"\n"):
+        record = parse_mapping(line)
+        if record is not None:
+            records.append(record)
+    return records
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file; None where it is missing, damaged, or holds something else."""
+    return parse_mapping(path.read_bytes()) if path.is_file() else None
+
+
+def parse_mapping(data: bytes) -> dict[str, Any] | None:
+    """The mapping in some JSON; None for anything else."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def is_step(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**53
+
+
+def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one line. NaN and infinity, which browsers refuse, become null."""
+    line = json.dumps(_finite(record), ensure_ascii=True, allow_nan=False).encode("ascii")
+    with open(path, "ab+") as file:
+        if end := file.tell():  # a kill may have torn the last line: it takes no other with it
+            file.seek(end - 1)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line + b"\n")
+
+
+def cut_jsonl(path: Path, last_step: int) -> None:
+    """Drop the records after `last_step`, and a torn last line: what a resumed run is about to write again."""
+    if not path.is_file():
+        return
+    kept = [r for r in read_jsonl(path) if is_step(r.get("step")) and r["step"] <= last_step]
+    write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, replacing the file in one step."""
+    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=True, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, replacing it in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return value
+
+
+MAX_BYTES = 1_000_000
+
+
+MAX_DEPTH = 20
+
+
+MAX_LENGTH = 2_000
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a YAML file; UsageError for anything else, for duplicate keys and for files over 1 MB."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) <= MAX_BYTES:
+            loaded = yaml.load(data.decode("utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that refuses more
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:  # the middle two: `2024-99-99`, `? [1]`
+        raise UsageError(f"{path} cannot be read as settings: {' '.join(str(error).split())[:500]}") from error
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"{path} is larger than 1 MB: that is no config.yaml of nolabel.")
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{path} holds no settings: expected `name: value` lines as in RUN/config.yaml.")
+    return loaded
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses what no config.yaml of nolabel holds."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it uses aliases (*name): write the value out")
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if len(getattr(event, "value", None) or "") > MAX_LENGTH:
+            raise yaml.YAMLError(f"one of its values has more than {MAX_LENGTH} characters")
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"its values are nested more than {MAX_DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(k, deep=True) for k, _ in node.value]
+        twice = {k for k in keys if keys.count(k) > 1}
+        if twice:
+            raise yaml.YAMLError(f"{sorted(map(str, twice))} given more than once")
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,1 @@
+"""Health: what a run's signals say about collapse, stagnation and learning."""

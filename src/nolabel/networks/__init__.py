@@ -1,0 +1,1 @@
+"""Networks: backbones that give Features, heads, teachers, queues."""

@@ -1,0 +1,274 @@
+"""One contract over every timm network: an image batch goes in, Features come out.
+
+Methods, evaluations, pictures and export know a network only through this file.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from nolabel.errors import UsageError, nearest
+from nolabel.networks import lean_blocks
+
+
+class Features(NamedTuple):
+    """What a backbone says about a batch of images."""
+
+    pooled: Tensor
+    """(B, D): the class token of a ViT, the spatial mean of a CNN."""
+    patches: Tensor
+    """(B, N, D): one vector a location, row by row."""
+    grid: tuple[int, int]
+    """Rows and columns of the image's locations; their product is N, but for patches that were dropped."""
+
+
+class KeepPatches(nn.Module):
+    """Drops the patches that are not in `keep`; in the place of timm's patch dropout, after the position embedding."""
+
+    def __init__(self, num_prefix_tokens: int) -> None:
+        super().__init__()
+        self.num_prefix_tokens = num_prefix_tokens
+        self.keep: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.keep is None:
+            return x
+        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        if self.keep.dim() == 1:
+            kept = patches.index_select(1, self.keep)
+        else:
+            kept = patches.gather(1, self.keep[:, :, None].expand(-1, -1, patches.shape[-1]))
+        return torch.cat([prefix, kept], dim=1)
+
+
+class Backbone(nn.Module):
+    """A timm network without its classifier. `model` is the timm module: its state dict is what we ship."""
+
+    def __init__(self, model: Any, name: str, args: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.name, self.args = name, dict(args)
+        self.num_features = int(model.num_features)
+        embed = getattr(model, "patch_embed", None)
+        size = getattr(embed, "patch_size", None)
+        self.patch_size: int | None = size[0] if isinstance(size, tuple) else size
+        if self.can_drop:
+            model.patch_drop = KeepPatches(model.num_prefix_tokens)
+
+    @property
+    def can_drop(self) -> bool:
+        """Whether `forward` takes `keep`: plain vision transformers."""
+        return isinstance(self.model, VisionTransformer)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Features:
+        """Features of normalised images `x` (B, 3, H, W).
+
+        `keep` holds indices of the patches to look at, (n,) for the whole batch or (B, n): the blocks never see the
+        others, and `patches` is (B, n, D) in the order of `keep`. UsageError where the network has no patches to drop.
+        """
+        self._check_size(x)
+        if keep is not None:
+            return self._forward_kept(x, keep)
+        if self.patch_size is None:  # a CNN: convolutions are mostly faster in channels-last layout
+            x = x.contiguous(memory_format=torch.channels_last)
+        out = self.model.forward_features(x)
+        pooled = self.model.forward_head(out, pre_logits=True)
+        if out.dim() == 4:
+            if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+                out = out.permute(0, 3, 1, 2)
+            return Features(pooled, out.flatten(2).transpose(1, 2), (out.shape[2], out.shape[3]))
+        patches = out[:, self.model.num_prefix_tokens :]
+        return Features(pooled, patches, self._grid(x, patches.shape[1]))
+
+    def _forward_kept(self, x: Tensor, keep: Tensor) -> Features:
+        if not self.can_drop:
+            raise UsageError(f"{self.name} has no patches that could be dropped: masking needs a ViT.")
+        self.model.patch_drop.keep = keep
+        try:
+            out = self.model.forward_features(x)
+        finally:
+            self.model.patch_drop.keep = None
+        assert self.patch_size is not None
+        grid = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
+        patches = out[:, self.model.num_prefix_tokens :]
+        return Features(self.model.forward_head(out, pre_logits=True), patches, grid)
+
+    def intermediate(self, x: Tensor, num_blocks: int, norm: bool = True) -> list[Features]:
+        """Features after each of the last `num_blocks` blocks of a ViT, earlier first; `pooled` is the class token.
+
+        With `norm` each goes through the network's final norm, as DINO's linear probe has it; without, they are the raw
+        residual stream (MSN's low-shot features). Other networks have one block in this sense: their features.
+        """
+        if not self.can_drop:
+            return [self(x)]
+        if not 1 <= num_blocks <= len(self.model.blocks):
+            raise UsageError(
+                f"{self.name} has {len(self.model.blocks)} blocks: take 1 to all of them, not {num_blocks}."
+            )
+        self._check_size(x)
+        outs = self.model.forward_intermediates(
+            x, num_blocks, return_prefix_tokens=True, norm=norm, output_fmt="NLC", intermediates_only=True
+        )
+        found = []
+        for patches, prefix in outs:
+            pooled = prefix[:, 0] if self.model.num_prefix_tokens else patches.mean(1)
+            found.append(Features(pooled, patches, self._grid(x, patches.shape[1])))
+        return found
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """Four maps (B, C, h, w): the stages of a CNN at its strides, or four blocks evenly over the depth of a ViT."""
+        self._check_size(x)
+        if self.can_drop:
+            depth = len(self.model.blocks)
+            indices = [max(depth * (i + 1) // 4 - 1, 0) for i in range(4)]
+        else:
+            indices = list(range(len(self.model.feature_info)))[-4:]
+        chosen = sorted(set(indices))
+        maps: list[Tensor] = self.model.forward_intermediates(
+            x, chosen, output_fmt="NCHW", intermediates_only=True, norm=False
+        )
+        return [maps[chosen.index(i)] for i in indices]
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether `attention` works: plain vision transformers with a class token."""
+        return isinstance(self.model, VisionTransformer) and self.model.cls_token is not None
+
+    def attention(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Attention of the class token over the patches in the last block: (B, heads, N) float32, and the grid.
+
+        Each row sums to less than one: the share of the class token itself is left out (Caron et al. 2021).
+        """
+        if not self.has_attention:
+            raise UsageError(f"{self.name} has no class token whose attention could be shown: use a ViT.")
+        self._check_size(x)
+        attn = self.model.blocks[-1].attn
+        seen: list[Tensor] = []
+        handle = attn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            self.model.forward_features(x)
+        finally:
+            handle.remove()
+        tokens = seen[0]
+        qkv = attn.qkv(tokens).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = attn.q_norm(qkv[0]), attn.k_norm(qkv[1])
+        weights = ((q[:, :, :1] * attn.scale) @ k.transpose(-2, -1)).float().softmax(-1)
+        patches = weights[:, :, 0, self.model.num_prefix_tokens :]
+        return patches, self._grid(x, patches.shape[-1])
+
+    def plain_attention(self, image_size: int) -> None:
+        """Attention of ViTs by two products and a softmax, not by torch's fused function: faster in bf16 on CPUs.
+
+        It keeps the weights of all pairs of tokens for the backward pass, so only for at most 1,024 patches.
+        """
+        if self.patch_size is not None and (image_size // self.patch_size) ** 2 <= 1024:
+            for module in self.model.modules():
+                if isinstance(module, Attention):
+                    module.fused_attn = False  # type: ignore[misc]  # timm's own switch, but for TorchScript
+
+    def keep_less(self) -> None:
+        """Let a plain ViT keep less for the backward pass (`lean_blocks.py`); UsageError for other networks."""
+        if not self.can_drop:
+            raise UsageError(f"--keep-less is for plain ViTs, and {self.name} is none: use --grad-checkpointing.")
+        lean_blocks.keep_less(self.model)
+
+    def compile_blocks(self) -> None:
+        """torch.compile block by block (a ViT) or as a whole, in place: the names of the state dict stay timm's."""
+        parts = self.model.blocks if self.can_drop else [self.model]
+        # Each block's drop path makes a graph of its own, each size and each mode another; beyond dynamo's limit of 8
+        # blocks would fall back to eager without a word.
+        from torch._dynamo import config  # slow to import, and seldom needed
+
+        config.recompile_limit = max(config.recompile_limit, 8 * len(parts))
+        config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 16 * len(parts))
+        for part in parts:
+            part.compile()
+
+    def _grid(self, x: Tensor, num_patches: int) -> tuple[int, int]:
+        assert self.patch_size is not None
+        rows, columns = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
+        assert rows * columns == num_patches
+        return rows, columns
+
+    def _check_size(self, x: Tensor) -> None:
+        p = self.patch_size
+        if p is not None and (x.shape[-2] % p or x.shape[-1] % p):
+            raise UsageError(
+                f"{self.name} cuts images into patches of {p} px, and {x.shape[-2]}x{x.shape[-1]} is no multiple.\n"
+                f"Use a size such as {max(x.shape[-2] // p, 1) * p}."
+            )
+
+
+def backbone(
+    name: str,
+    args: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+    drop_path: float = 0.0,
+    grad_checkpointing: bool = False,
+) -> Backbone:
+    """A randomly initialised backbone.
+
+    `name` is a timm name, `args` go to `timm.create_model`, `image_size` (pixels) fixes the stored position grid of
+    a ViT, `drop_path` is the rate of stochastic depth. Raises UsageError for names and arguments timm doesn't know.
+    """
+    if not timm.is_model(name):
+        raise UsageError(
+            f"There is no backbone {name!r} in timm {timm.__version__}.{nearest(name, timm.list_models())}\n"
+            "`nolabel list backbones` shows a selection."
+        )
+    options: dict[str, Any] = dict(args or {})
+    if _is_plain_vit(name):
+        options = {"dynamic_img_size": True, **options}
+        if image_size is not None:
+            options = {"img_size": image_size, **options}
+    if drop_path and not _is_resnet(name):
+        options["drop_path_rate"] = drop_path
+    try:
+        model = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        first = str(error).strip().partition("\n")[0][:300]
+        raise UsageError(
+            f"timm could not build {name} with {str(options)[:300]}: {first}.\n"
+            "Some recipes bring arguments for their own backbone: --backbone-args replaces them (alone: none)."
+        ) from error
+    if isinstance(model, VisionTransformer):
+        _initialize_vit(model)
+    net = Backbone(model, name, {k: v for k, v in options.items() if k != "drop_path_rate"})
+    if grad_checkpointing:
+        net.model.set_grad_checkpointing()
+    return net
+
+
+def _is_plain_vit(name: str) -> bool:
+    return timm.model_entrypoint(name).__module__ == VisionTransformer.__module__
+
+
+def _is_resnet(name: str) -> bool:
+    """ResNets of the papers have no stochastic depth."""
+    return timm.model_entrypoint(name).__module__ == "timm.models.resnet"
+
+
+def _initialize_vit(model: VisionTransformer) -> None:
+    """timm's initialisation is DINO's (A1.1) but for the class token (std 1e-6 against 0.02)."""
+    if model.cls_token is not None:
+        nn.init.trunc_normal_(model.cls_token, std=0.02)
+
+
+def initialize_resnet(net: Backbone) -> None:
+    """DenseCL's start of a ResNet (Wang et al. 2021): convolutions Kaiming-normal by fan-in, every BatchNorm 1 and 0.
+
+    timm's own is by fan-out, and zero for the last gain of each block. Other networks stay as they are.
+    """
+    if not _is_resnet(net.name):
+        return
+    for module in net.model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)

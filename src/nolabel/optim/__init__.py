@@ -1,0 +1,1 @@
+"""Optimizers and schedules: every schedule is a function of the clock."""

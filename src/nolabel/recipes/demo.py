@@ -1,0 +1,25 @@
+"""Settings of `nolabel demo`: what its small world needs beside a recipe."""
+
+from typing import Any
+
+SIZE = 32
+"""Pixels of the world's pictures."""
+
+NETWORK = {"backbone_args": ["layers=[1,1,1,1]", "channels=[32,64,128,256]", "output_stride=8"]}
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    # Crops that keep most of the object and colours that say little: what is left to recognise is the shape.
+    "simclr-small": {
+        "batch_size": 128,
+        "method": {
+            "size": SIZE,
+            "scale": [0.4, 1.0],
+            "jitter": [0.8, 0.8, 0.8, 0.5],
+            "blur": 0.0,
+            "projection_dim": 64,
+            "temperature": 0.2,
+        },
+        "optim": {"lr": 8e-3},
+    },
+    "dino-small": {"method": {"global_size": SIZE, "local_size": SIZE // 2}},
+}

@@ -1,0 +1,1 @@
+"""Run folders: their files, lock and checkpoints."""

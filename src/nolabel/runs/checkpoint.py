@@ -1,0 +1,244 @@
+"""Checkpoints that survive a kill at any instant, and never give back damaged bytes.
+
+A checkpoint is a folder `step-00000042` with tensors in safetensors and numbers in JSON. It is written aside, every
+file is flushed to the disk, a manifest with the SHA-256 of each file comes last, and only then the folder gets its
+name. What doesn't verify is set aside, and the one before is used.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nolabel.errors import StorageError
+
+FORMAT = 1
+
+
+MIN_KEPT = 2
+"""Good checkpoints that are never deleted: the newest may turn out damaged when it is needed."""
+
+
+_NAME = re.compile(r"step-([0-9]+)(\.old)?")  # `.old`: replaced by one of the same step, and not yet deleted
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds."""
+
+    model: dict[str, Tensor]
+    optim: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write `folder`/step-XXXXXXXX, check it, then delete all but the newest `keep` (two at least) that are good.
+
+    Raises StorageError; the old ones stay then. Folders of other names, such as `best`, are never touched.
+    """
+    temporary = folder / f".tmp-{os.getpid()}-{step}"
+    final = folder / f"step-{step:08d}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_debris(folder)
+        temporary.mkdir()
+        _write(temporary, step, checkpoint)
+        _flush(temporary)
+        if final.exists():  # the same step again, after a resume
+            _move_aside(final)
+        os.rename(temporary, final)
+        _flush_folder(folder)
+        problem = verify(final)
+        if problem is not None:
+            _delete(final)
+            raise OSError(errno.EIO, f"what was read back differs: {problem}")
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise StorageError(f"The checkpoint of step {step} could not be written to {folder}: {error}") from error
+    with contextlib.suppress(OSError):
+        _purge(folder, final, max(keep, MIN_KEPT))
+    return final
+
+
+def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, or None, and a line for each one that was damaged and set aside."""
+    damaged: list[str] = []
+    for path in _newest_first(folder):
+        problem = verify(path)
+        if problem is None:
+            try:
+                return _read(path), damaged
+            except (OSError, ValueError, RecursionError, SafetensorError) as error:  # somebody else wrote right hashes
+                problem = f"{type(error).__name__}: {error}"
+        aside = path.with_name(path.name + ".corrupt")
+        what = f"was set aside as {aside.name}"
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(path, aside)
+        except OSError as error:  # a folder that cannot be written may still hold a good one
+            what = f"could not be set aside ({error.strerror})"
+        damaged.append(f"{path.name} is damaged ({problem}) and {what}")
+    return None, damaged
+
+
+def has_good(folder: Path) -> bool:
+    """Whether `load_newest` would find one."""
+    return any(verify(path) is None for path in _newest_first(folder))
+
+
+def keep_newest(folder: Path, step: int) -> Path | None:
+    """Keep the newest good checkpoint up to `step` as `kept-XXXXXXXX`, which no save deletes; the one kept before goes.
+
+    Its files are the same ones, so it takes room only when the checkpoint itself is gone.
+    """
+    for path in _newest_first(folder):
+        if _step(path) > step or verify(path) is not None:
+            continue
+        kept = folder / f"kept-{_step(path):08d}"
+        if not kept.exists():
+            for earlier in folder.glob("kept-*"):
+                shutil.rmtree(earlier)
+            shutil.copytree(path, kept, copy_function=_link)
+        return kept
+    return None
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+
+
+def verify(path: Path) -> str | None:
+    """None if the manifest is of this step and every file has the size and hash written there, else what is wrong."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        files = manifest["files"]
+        if manifest["format"] != FORMAT:
+            return f"format {manifest['format']}, this nolabel reads {FORMAT}"
+        if manifest["step"] != _step(path):
+            return f"its manifest is that of step {manifest['step']}"
+        for name in ("model.safetensors", "optim.safetensors", "state.json"):
+            if (path / name).stat().st_size != files[name]["bytes"] or _sha256(path / name) != files[name]["sha256"]:
+                return f"{name} has changed"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state as flat `parameter/slot` tensors."""
+    names: dict[Tensor, str] = {p: n for n, p in module.named_parameters()}
+    return {
+        f"{names[p]}/{slot}": value.detach().clone()
+        for p, slots in optimizer.state.items()
+        for slot, value in slots.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    parameters = dict(module.named_parameters())
+    optimizer.state.clear()
+    for key, value in tensors.items():
+        name, slot = key.rsplit("/", 1)
+        p = parameters[name]
+        optimizer.state[p][slot] = value.to(p.device)
+
+
+def _read(path: Path) -> Checkpoint:
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if not isinstance(state, dict):
+        raise ValueError("state.json holds no mapping")
+    return Checkpoint(load_file(path / "model.safetensors"), load_file(path / "optim.safetensors"), state)
+
+
+def _write(folder: Path, step: int, checkpoint: Checkpoint) -> None:
+    save_file(checkpoint.model, folder / "model.safetensors")
+    save_file(checkpoint.optim, folder / "optim.safetensors")
+    (folder / "state.json").write_text(json.dumps(checkpoint.state, indent=1), encoding="utf-8")
+    for path in folder.glob("*.safetensors"):  # safetensors writes 0600: colleagues could not read it
+        shutil.copymode(folder / "state.json", path)
+    files = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(folder.iterdir())}
+    manifest = {"format": FORMAT, "step": step, "files": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _step(path: Path) -> int:
+    found = _NAME.fullmatch(path.name)
+    return int(found[1]) if found else -1
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: (_step(p), p.suffix != ".old"), reverse=True)
+
+
+def _move_aside(final: Path) -> None:
+    """Free the name; a good checkpoint stays where `load_newest` finds it until the new one is there."""
+    if verify(final) is None:
+        aside = final.with_name(final.name + ".old")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(final, aside)
+    else:
+        _delete(final)
+
+
+def _purge(folder: Path, new: Path, keep: int) -> None:
+    """Delete all but `new`, which is good, and the newest others that are: what is damaged takes nobody's place."""
+    kept = set[int]()
+    for path in _newest_first(folder):
+        step, full = _step(path), len(kept) >= keep
+        good = path == new or len(kept) >= MIN_KEPT or full or verify(path) is None  # two are read again, not all
+        if path != new and (full or step in kept):
+            _delete(path)
+        elif good:
+            kept.add(step)
+
+
+def _delete(path: Path) -> None:
+    """Take the name away first, so that nothing half deleted ever looks like a checkpoint."""
+    gone = path.with_name(f".tmp-{path.name}")
+    os.rename(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _remove_debris(folder: Path) -> None:
+    """Clear away what a killed save has left; a checkpoint that it had moved aside gets its name back."""
+    for path in folder.glob(".tmp-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob("step-*.old"):
+        if not path.with_suffix("").exists():
+            os.rename(path, path.with_suffix(""))
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Training: the loop and everything that happens between its steps. Read `loop.py` first."""

@@ -1,0 +1,166 @@
+"""A run put together: settings, method, optimizer, stream of views."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nolabel import distributed
+from nolabel.config import TrainConfig, check, known
+from nolabel.config.load import method_name
+from nolabel.config.text import parse_args
+from nolabel.console import say
+from nolabel.data.images import BadFile, Images, LabelledImages, fingerprint, scan_labelled
+from nolabel.data.loader import Batch, Stream, batches, waiting_bytes
+from nolabel.data.workers import fits_shared_memory
+from nolabel.methods import METHODS, Method
+from nolabel.networks.backbones import Backbone, backbone
+from nolabel.optim.optimizers import optimizer
+from nolabel.optim.schedules import Clock
+from nolabel.training.memory import keep_freed_memory
+from nolabel.training.view_placement import place
+from nolabel.views import applier
+
+Record = dict[str, Tensor | float]
+"""The values logged for one step: loss, metrics, schedules, timings."""
+
+
+@dataclass
+class History:
+    """All that a run remembers beside tensors. It changes as the run goes on; a checkpoint keeps most of it."""
+
+    bad_files: dict[str, BadFile] = field(default_factory=dict)
+    """Files that could not be read so far, by name."""
+    bad_slots: set[str] = field(default_factory=set)
+    """Those of them whose own turn came: the share of these decides whether the data are too broken."""
+    bad_steps: list[int] = field(default_factory=list)
+    """Steps that were not finite, since the last roll-back."""
+    rollbacks: int = 0
+    offset: int = 0
+    """Batches left out of the stream by roll-backs."""
+    losses: list[float] = field(default_factory=list)
+    """Losses of the last good steps, for `stability.spike`."""
+    failed_saves: list[str] = field(default_factory=list)
+    """Reasons why checkpoints could not be written, since the last that could."""
+    slow_lines: list[int] = field(default_factory=list)
+    """Log lines in a row at which the loader was the limit, by step, until that was reported."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The parts of a run. They stay; what changes is in `history` and in method, optimizer and scaler."""
+
+    config: TrainConfig[Any]
+    device: torch.device
+    method: Method
+    model: nn.Module
+    """The method, wrapped for several processes."""
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    stream: Stream
+    total_steps: int
+    steps_per_epoch: int
+    labelled: dict[str, LabelledImages] | None
+    """Images for k-NN while training."""
+    history: History
+
+    @property
+    def out(self) -> Path:
+        """The run folder."""
+        return Path(self.config.out)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The fingerprint of the images, read once: the sizes of a million files take seconds to read."""
+        return fingerprint(self.stream.images)
+
+    def clock(self, step: int) -> Clock:
+        """The clock of a step, for schedules and randomness."""
+        return Clock(step, round(self.total_steps * self.config.stretch), self.steps_per_epoch, self.config.seed)
+
+    def batches(self, steps: range, workers: int, pin: bool = False) -> Iterator[Batch]:
+        """The batches of these steps, without those that a roll-back has left out."""
+        return batches(self.stream._replace(offset=self.history.offset), steps, workers, pin)
+
+
+def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job:
+    """Put the parts together: method with fresh weights, optimizer, stream of views."""
+    args = parse_args(config.backbone_args)
+
+    def make_backbone(drop_path: float) -> Backbone:
+        return backbone(config.backbone, args, config.method.image_size, drop_path, config.grad_checkpointing)
+
+    torch.set_num_threads(known(config.threads))
+    if device.type == "cpu":
+        keep_freed_memory()
+    torch.manual_seed(config.seed)
+    method = METHODS[method_name(config)](config.method, make_backbone)
+    couples = method.couples_batch or any(
+        isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in method.modules()
+    )
+    for warning in check(config, method.views(), method.backbone.patch_size, couples) + method.check():
+        say(f"warning: {warning}")
+    if method.sync_batchnorm:
+        distributed.synchronize_batchnorm(method)
+    method.to(device).train()
+    _set_up_networks(method, config, device)
+    model = distributed.data_parallel(method)
+    stream = _stream(config, images, method, device)
+    config = replace(config, augment="device" if stream.whole else "cpu")
+    per_epoch = len(images.names) // config.batch_size
+    total = config.steps or config.epochs * per_epoch
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+    optim = optimizer(method, config.optim, method.free)
+    labelled = scan_labelled(config.labels) if config.labels else None
+    return Job(
+        config=config,
+        device=device,
+        method=method,
+        model=model,
+        optimizer=optim,
+        scaler=scaler,
+        stream=stream,
+        total_steps=total,
+        steps_per_epoch=per_epoch,
+        labelled=labelled,
+        history=History(),
+    )
+
+
+def _set_up_networks(method: Method, config: TrainConfig[Any], device: torch.device) -> None:
+    """How the backbones compute, which changes no weight and no name in the state dict."""
+    for net in [m for m in method.modules() if isinstance(m, Backbone)]:
+        if device.type == "cpu" and config.precision == "bf16":
+            net.plain_attention(config.method.image_size)
+        if config.compile:
+            net.compile_blocks()
+        if config.keep_less:
+            net.keep_less()
+
+
+def _stream(config: TrainConfig[Any], images: Images, method: Method, device: torch.device) -> Stream:
+    """The stream of views; what is said where shared memory is too small for the batches that wait in it."""
+    stream = Stream(
+        images,
+        method.views(),
+        config.seed,
+        config.batch_size,
+        full_decode=config.full_decode,
+        whole=config.augment == "device",
+        engine="numba" if config.view_engine == "numba" else "torch",
+    )
+    if config.augment == "auto":
+        placed = place(stream, device, known(config.workers), config.mean, config.std)
+        stream = stream._replace(whole=placed == "device")
+    if not stream.whole:
+        applier(stream.engine)  # compiled before there are processes that need it
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of this machine
+    full = fits_shared_memory(beside * waiting_bytes(stream, known(config.workers), distributed.world_size()))
+    if full:
+        say(f"warning: {full}")
+    return stream._replace(piped=bool(full))

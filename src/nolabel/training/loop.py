@@ -1,0 +1,142 @@
+"""The training loop. Read this file first.
+
+One step, top to bottom: views of a batch of images -> loss -> gradient -> clip -> `before_step` -> optimizer ->
+`after_step`. `step.py` has the step, `methods/base.py` what a method is; `methods/dino.py` is the example to read next.
+
+Three properties come from the shape of the loop. Every schedule and all randomness are functions of the step, so a
+resumed run repeats the uninterrupted one bit by bit. A step whose loss or gradient is not finite moves nothing that
+remembers: no weight, no teacher, no center; `recovery.py` decides what follows. And nothing flows back: a method never
+sees the loop.
+"""
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from nolabel import distributed
+from nolabel.config import known
+from nolabel.console import progress
+from nolabel.data.loader import Batch
+from nolabel.training import feeding, metrics_log, monitor, recovery, state
+from nolabel.training.heartbeat import watch_processes
+from nolabel.training.interrupts import Stopped, catch_signals
+from nolabel.training.job import Job, Record
+from nolabel.training.memory import enough_memory
+from nolabel.training.stability import Unstable
+from nolabel.training.step import on_device, training_step
+from nolabel.training.trackers import tracked
+
+CHECKPOINT_SECONDS = 600
+"""Seconds after which a checkpoint is due, whatever the interval in steps."""
+
+
+def train_to_the_end(job: Job, first_step: int, records: list[Record]) -> None:
+    """Run the loop, once more from the last checkpoint where a roll-back may help."""
+    with tracked(job.config.tracker, job.out):
+        while True:
+            try:
+                return loop(job, first_step, records)
+            except Unstable as error:
+                if not error.roll_back or not state.has_checkpoint(job):
+                    state.capture(job, error.step)
+                    raise
+                first_step, records = recovery.roll_back(job, error)
+
+
+def loop(job: Job, first_step: int, records: list[Record]) -> None:
+    """Take all steps from `first_step` on, with what is measured and written between them.
+
+    `records` are those since the last log line, of a run that is resumed.
+    """
+    config, steps = job.config, range(first_step, job.total_steps)
+    with (
+        watch_processes(job.out, first_step) as pulse,
+        progress(first_step, job.total_steps, distributed.is_main()) as show,
+        catch_signals() as signal_number,
+    ):
+        pulse.beat(first_step, "evaluating")
+        watch = monitor.open_monitor(job) if distributed.is_main() else None
+        if watch and first_step == 0:
+            monitor.evaluate_now(job, watch, 0)
+        stream = job.batches(steps, known(config.workers), job.device.type == "cuda")
+        window, saved = Window(records), time.monotonic()
+        for step in steps:
+            pulse.beat(step)
+            started = time.monotonic()
+            batch = next(stream)
+            waited = time.monotonic() - started
+            with enough_memory(config, step):
+                values = training_step(job, on_device(job, batch), job.clock(step))
+            window.add(step, values, batch, started, waited)
+            done, due = step + 1, what_is_due(job, step + 1)
+            feeding.note_batch(job, batch, done)
+            # Reading `ok` on the host waits for the device: each step on a CPU, else where the host waits anyway.
+            if job.device.type == "cpu" or due.log or due.save:
+                recovery.judge_steps(job, window.take_unread())
+                window.records[-1]["seconds"] = time.monotonic() - started  # with what the device took
+            if due.log:
+                show(done, metrics_log.log(job, watch, window.records, done))
+                window.records.clear()
+            if due.evaluate:
+                pulse.beat(done, "evaluating")
+                if watch and (measured := monitor.evaluate_now(job, watch, done)):
+                    show(done, measured)
+            number = asked_to_stop(job, signal_number, due)
+            late = not distributed.active() and time.monotonic() - saved > CHECKPOINT_SECONDS
+            if due.save or number or late:
+                pulse.beat(done, "saving")
+                recovery.judge_steps(job, window.take_unread())  # a state is saved only when it is known to be good
+                state.checkpoint(job, done, window.records)
+                saved = time.monotonic()
+            if number and not due.last:
+                raise Stopped(number, config.out)
+
+
+@dataclass
+class Window:
+    """The records since the last log line, and the steps whose `ok` the host has not read yet."""
+
+    records: list[Record]
+    unread: list[tuple[int, Record]] = field(default_factory=list)
+
+    def add(self, step: int, values: Record, batch: Batch, started: float, waited: float) -> None:
+        """Add a step with its times: seconds in all and waited for images, milliseconds per image."""
+        loading = {"waited": waited, "decode_ms": batch.decode_ms, "crop_ms": batch.crop_ms}
+        self.records.append({**values, "seconds": time.monotonic() - started, **loading})
+        self.unread.append((step, values))
+
+    def take_unread(self) -> list[tuple[int, Record]]:
+        """Give the unread steps, which count as read from here on."""
+        taken, self.unread = self.unread, []
+        return taken
+
+
+class Due(NamedTuple):
+    """What comes after a step."""
+
+    last: bool
+    log: bool
+    evaluate: bool
+    save: bool
+
+
+def what_is_due(job: Job, done: int) -> Due:
+    """What comes after `done` steps; after the last one, everything."""
+    last, config = done == job.total_steps, job.config
+    every = known(config.log_every), known(config.eval_every), known(config.checkpoint_every)
+    return Due(last, *(last or done % steps == 0 for steps in every))
+
+
+def asked_to_stop(job: Job, signal_number: Callable[[], int], due: Due) -> int:
+    """The number of the signal that asks to stop, or 0.
+
+    Processes agree at log steps: asking at every step would cost a synchronisation.
+    """
+    if not distributed.active():
+        return signal_number()
+    if not due.log:
+        return 0
+    number = signal_number()
+    return (number or signal.SIGTERM) if distributed.any_process(number != 0, job.device) else 0

@@ -1,0 +1,169 @@
+"""What is looked at while training: k-NN with labels, the features of fixed images and their attention, the report."""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from nolabel import files
+from nolabel.config import known
+from nolabel.config.load import method_name
+from nolabel.console import say
+from nolabel.data.decode import BadImage, decode
+from nolabel.data.images import Images, read
+from nolabel.data.order import images_at
+from nolabel.errors import NumericError
+from nolabel.evals.classification import knn
+from nolabel.evals.shared.features import Pixels, embed, in_batches
+from nolabel.health.diagnosis import Diagnosis, Facts, diagnose, facts
+from nolabel.health.features import FeatureSignals, feature_signals
+from nolabel.networks.backbones import Backbone
+from nolabel.plots.attention import snapshot
+from nolabel.report import report
+from nolabel.runs import folder
+from nolabel.training.events import optional_write, record_event
+from nolabel.training.job import Job
+from nolabel.views import normalize
+
+NUM_PICTURES = 8
+
+
+MAX_BYTES = 400_000_000  # of the decoded labelled images of one split
+
+
+MIN_SAMPLE, MAX_SAMPLE = 256, 2048
+
+
+MIN_CELLS = 7  # rows and columns of a map in a picture
+
+
+class Monitor(NamedTuple):
+    """The fixed images that a run is looked at with, and what was seen so far."""
+
+    labelled: knn.MonitorImages | None
+    sample: Tensor
+    """(N, 3, size, size) uint8 training images for the signals of `spread.py`."""
+    pictures: Tensor
+    """(8, 3, side, side) of them for the maps, large enough to show something, or fewer where the data hold fewer."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    device: torch.device
+    facts: Facts
+    history: list[dict[str, Any]]
+    """The lines of metrics.jsonl."""
+    said: list[str]
+    """Kinds of alarms and notes that were given."""
+
+
+def open_monitor(job: Job) -> Monitor:
+    """Choose and decode the images; a resumed run remembers what it wrote."""
+    config, size = job.config, job.config.method.image_size
+    most = min(5000, MAX_BYTES // (3 * size * size))
+    labelled = knn.monitor_images(job.labelled, size, most, known(config.workers)) if job.labelled else None
+    sample = _sample(job.stream.images, size, config.seed, _sample_size(job))
+    pictures = _sample(job.stream.images, _picture_side(job), config.seed, NUM_PICTURES)
+    written = folder.Run(job.out)
+    said = [str(e.get("kind")) for e in written.events() if e.get("event") in ("alarm", "note")]
+    settings = {name: getattr(config.method, name) for name in vars(config.method)}
+    width, warmup = job.method.backbone.num_features, config.optim.warmup_epochs
+    known_facts = facts(method_name(config), settings, width, warmup, job.steps_per_epoch, job.total_steps)
+    return Monitor(
+        labelled, sample, pictures, config.mean, config.std, job.device, known_facts, written.metrics(), said
+    )
+
+
+def evaluate_now(job: Job, images: Monitor, done: int) -> dict[str, Any]:
+    """k-NN, feature signals and a picture of the network as it is now, into the run folder; gives what to show."""
+    net = job.method.backbone
+    record: dict[str, Any] = {}
+    with optional_write("eval/attention"):
+        _picture(images, net, job.out / "eval" / "attention" / f"step-{done:08d}.webp")
+    try:
+        if images.labelled is not None:
+            accuracy = knn.monitor(net, images.labelled, images.mean, images.std, images.device)
+            record = {"knn": accuracy}
+            if done == 0:
+                record |= {"knn_untrained": accuracy, "knn_raw": images.labelled.raw}
+        if len(images.sample) > 1:
+            record |= _features(images, net)
+    except NumericError:  # features that are not finite end no training: `health.py` says what they mean
+        record |= dict.fromkeys(FeatureSignals._fields, math.nan)
+    if done == 0:
+        record |= {"distinct_images": _distinct(images.sample)}
+    written = {"step": done, "epoch": done / job.steps_per_epoch, **record}
+    images.history.append(written)
+    with optional_write("metrics.jsonl"):
+        files.append_jsonl(job.out / "metrics.jsonl", written)
+    record_event(job, "eval", step=done, **record)
+    with optional_write("report.html"):
+        report(folder.Run(job.out))
+    return record
+
+
+def judge_health(job: Job, images: Monitor, record: dict[str, Any]) -> Diagnosis:
+    """What the run looks like after another line of metrics; the first alarm or note of a kind is said and recorded."""
+    images.history.append(record)
+    found = diagnose(images.history, images.facts)
+    if found.words and found.kind not in images.said:
+        images.said.append(found.kind)
+        say(f"{'warning' if found.alarm else 'note'}: {found.words}")
+        record_event(job, "alarm" if found.alarm else "note", step=record["step"], kind=found.kind, words=found.words)
+    return found
+
+
+def _features(images: Monitor, net: Backbone) -> dict[str, float]:
+    labels = torch.zeros(len(images.sample), dtype=torch.int64)
+    pixels = Pixels(images.sample, labels, ("",) * len(images.sample))
+    table = embed(net, in_batches(pixels), images.mean, images.std, images.device)
+    return feature_signals(table.features)._asdict()
+
+
+def _sample_size(job: Job) -> int:
+    """As many images as cost about 0.5 % of the training between two evaluations; pictures and report cost the same.
+
+    An image in training costs at least four forward passes: one of the teacher, and three for forward and backward.
+    """
+    fitting = 0.005 * 4 * job.config.batch_size * known(job.config.eval_every)
+    size = job.config.method.image_size
+    return int(min(max(fitting, MIN_SAMPLE), MAX_SAMPLE, MAX_BYTES // (3 * size * size)))
+
+
+def _picture_side(job: Job) -> int:
+    """The size of the views, or as much more as a map of 7 x 7 takes."""
+    net, size = job.method.backbone, job.config.method.image_size
+    reach = int(net.patch_size or net.model.feature_info[-1]["reduction"])
+    side: int = max(size, MIN_CELLS * reach)
+    return side
+
+
+def _distinct(sample: Tensor) -> float:
+    """Share of the images that differ from all before them."""
+    return len({hashlib.sha256(image.numpy().tobytes()).digest() for image in sample}) / max(len(sample), 1)
+
+
+def _picture(m: Monitor, backbone: Backbone, path: Path) -> None:
+    """Save the contact sheet of this moment; nothing where no image could be read."""
+    if not len(m.pictures):
+        return
+    x = normalize(m.pictures, m.mean, m.std).to(m.device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    snapshot(backbone, x, m.mean, m.std).save(path, quality=80)
+
+
+def _sample(images: Images, size: int, seed: int, number: int) -> Tensor:
+    chosen = []
+    for place in range(len(images.names)):
+        (index,) = images_at(range(place, place + 1), len(images.names), seed, 0)
+        try:
+            image = decode(read(images, index))
+        except BadImage:
+            continue
+        image = F.resize(image, [size], antialias=True)
+        chosen.append(F.center_crop(image, [size, size]))
+        if len(chosen) == number:
+            break
+    return torch.stack(chosen) if chosen else torch.empty(0, 3, size, size, dtype=torch.uint8)

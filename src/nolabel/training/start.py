@@ -1,0 +1,94 @@
+"""Start a run, resume one, or replay a bad step."""
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nolabel import distributed, files
+from nolabel.config import (
+    TrainConfig,
+    check_changes,
+    find_device,
+    fit_processes,
+    local_path,
+    local_paths,
+    resolve,
+    shrunk,
+    update,
+)
+from nolabel.config.load import config_yaml, load_run
+from nolabel.console import say
+from nolabel.data.images import scan
+from nolabel.runs import folder
+from nolabel.training import state
+from nolabel.training.events import recording
+from nolabel.training.job import Record, build
+from nolabel.training.loop import train_to_the_end
+from nolabel.training.step import on_device, training_step
+from nolabel.training.trackers import check_tracker
+
+
+def train(config: TrainConfig[Any], overwrite: bool = False) -> folder.Run:
+    """Train from step 0 into the new run folder `config.out`. Blocks; returns the finished run."""
+    config = local_paths(config)
+    check_tracker(config.tracker)
+    device, out = find_device(config.device), Path(config.out)
+    with distributed.process_group(device):
+        images = scan(config.data, config.subfolder)
+        asked, config = config, resolve(config, len(images.names), distributed.world_size(), device)
+        job = build(config, images, device)
+        state.check_room(job)
+        if distributed.is_main():
+            folder.create(out, overwrite)
+            files.write_text(out / "config.yaml", config_yaml(job.config))
+        for line in shrunk(asked, config):
+            say(f"warning: {line}")
+        with folder.locked(out) if distributed.is_main() else contextlib.nullcontext(), recording(job, 0):
+            train_to_the_end(job, 0, [])
+    return folder.Run(out)
+
+
+def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_change: bool = False) -> folder.Run:
+    """Go on with the run at `path` from its newest checkpoint, or from step 0. A finished run is left as it is.
+
+    `changed` are settings to change from here on, groups as mappings. Which may be, and which only with `allow_change`,
+    stands in `config/changes.py`; UsageError for the others. A run that was finished goes on if it is now longer.
+    """
+    path = local_path(str(path))
+    found = folder.Run(path)
+    if found.status()["state"] == "done" and not changed:
+        return found
+    before = load_run(found.path)
+    config = local_paths(update(before, dict(changed or {})))
+    lines = check_changes(before, config, allow_change)
+    check_tracker(config.tracker)
+    device = find_device(config.device)
+    with distributed.process_group(device):
+        # A micro-batch that is asked for now is kept, also where it is that of before.
+        processes = None if "micro_batch" in (changed or {}) else state.processes_before(found.path)
+        job = build(fit_processes(config, processes), scan(config.data, config.subfolder), device)
+        with folder.locked(found.path) if distributed.is_main() else contextlib.nullcontext():
+            first_step, window = state.restore(job, allow_change=allow_change)
+            killed_at_the_end = first_step == job.total_steps and found.status()["state"] != "done"
+            if first_step >= job.total_steps and not killed_at_the_end:
+                return found
+            if lines and distributed.is_main():
+                files.write_text(found.path / "config.yaml", config_yaml(config))
+            with recording(job, first_step, lines):
+                if killed_at_the_end:  # after the last checkpoint: the weights may be older than it
+                    state.checkpoint(job, first_step, window)
+                else:
+                    train_to_the_end(job, first_step, window)
+    return found
+
+
+def replay(path: str | Path) -> Record:
+    """Repeat the step for which the run at `path` was stopped as not finite, from RUN/capture; gives its values."""
+    found = folder.Run(path)
+    config = load_run(found.path)
+    device = find_device(config.device)
+    job = build(config, scan(config.data, config.subfolder), device)
+    step, _ = state.restore(job, "capture")
+    batch = next(job.batches(range(step, step + 1), 0))
+    return training_step(job, on_device(job, batch), job.clock(step))

@@ -1,0 +1,96 @@
+"""One optimizer step: views, loss, gradient, clip, `before_step`, optimizer, `after_step`."""
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nolabel import distributed
+from nolabel.config import (
+    known,
+)
+from nolabel.data.loader import Batch
+from nolabel.methods import Method
+from nolabel.optim.optimizers import all_finite, clip_grad, set_schedules
+from nolabel.optim.schedules import Clock
+from nolabel.randomness import generator
+from nolabel.training.job import Job, Record
+from nolabel.views import normalize, render
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def training_step(job: Job, views: Sequence[Tensor], clock: Clock) -> Record:
+    """One optimizer step on normalised views (B, 3, size, size), B the share of this process. Returns what to log.
+
+    "ok" (0-d) is 0 when the loss (in fp16: the loss, else also a gradient) is not finite; nothing has moved then.
+    """
+    config, method, optim = job.config, job.method, job.optimizer
+    torch.manual_seed(int(generator("step", config.seed, clock.step, distributed.rank()).integers(2**62)))
+    scheduled = set_schedules(optim, config.optim, config.batch_size, clock)
+    statistics = _running_statistics(method)
+    before = [_joined(group) for group in statistics]
+    optim.zero_grad(set_to_none=True)
+
+    metrics = _forward_backward(job, views, clock)
+    if job.scaler.is_enabled():
+        job.scaler.unscale_(optim)
+    grad_norm = clip_grad(method.named_parameters(), config.optim.clip_grad, config.optim.clip == "joint", method.free)
+    ok = all_finite(metrics["loss"], grad_norm)
+    method.before_step(clock)
+    optim.found_inf = 1 - ok  # type: ignore[attr-defined]  # the fused optimizers skip the step on the device
+    optim.step()
+    for group, values in zip(statistics, before, strict=True):  # they have moved in the forward pass: put them back
+        kept = torch.where(ok.bool(), _joined(group), values)
+        torch._foreach_copy_(group, _apart(kept, group))
+    method.after_step(clock, ok)
+    if job.scaler.is_enabled():
+        job.scaler.update()
+        ok = all_finite(metrics["loss"])  # an infinite scaled gradient is fp16's ordinary way to find its scale
+    return {"ok": ok, **metrics, "grad_norm": grad_norm, **scheduled, **method.settings(clock)}
+
+
+def _running_statistics(method: Method) -> list[list[Tensor]]:
+    """What a forward pass moves: the buffers of BatchNorm, by dtype. All else that remembers waits for `after_step`."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for norm in (m for m in method.modules() if hasattr(m, "running_mean")):
+        for buffer in norm.buffers(recurse=False):
+            groups.setdefault(buffer.dtype, []).append(buffer)
+    return list(groups.values())
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """A copy of all in one row: few large operations where one by one would be hundreds of small ones."""
+    return torch.cat([t.flatten() for t in tensors])
+
+
+def _apart(row: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """The inverse of `_joined`."""
+    pieces = torch.split(row, [t.numel() for t in like])
+    return [piece.view_as(t) for piece, t in zip(pieces, like, strict=True)]
+
+
+def _forward_backward(job: Job, views: Sequence[Tensor], clock: Clock) -> dict[str, Tensor]:
+    """Mean metrics and accumulated gradients over the micro-batches of the step."""
+    pieces = [torch.split(v, known(job.config.micro_batch)) for v in views]
+    number = len(pieces[0])
+    dtype = DTYPES[job.config.precision]
+    total: dict[str, Tensor] = {}
+    for i in range(number):
+        more = i < number - 1
+        with distributed.gradients_stay(job.model) if more else contextlib.nullcontext():
+            with torch.autocast(job.device.type, dtype, enabled=dtype != torch.float32):
+                metrics = job.model([p[i] for p in pieces], clock)
+            job.scaler.scale(metrics["loss"] / number).backward()
+        for name, value in metrics.items():
+            total[name] = total.get(name, 0) + value.detach() / number
+    return total
+
+
+def on_device(job: Job, batch: Batch) -> list[Tensor]:
+    """The normalised views (B, 3, size, size) of a batch on the device of the run."""
+    mean, std = job.config.mean, job.config.std
+    if batch.sources:
+        return render(batch.sources, job.stream.views, job.device, mean, std)
+    return [normalize(v.to(job.device, non_blocking=True), mean, std) for v in batch.views]

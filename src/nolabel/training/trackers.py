@@ -1,0 +1,128 @@
+"""The metrics of a run for a tracker, which follows metrics.jsonl on a thread of its own.
+
+Training writes its file and knows nothing of this: a tracker that raises, hangs or is slow costs the run nothing.
+"""
+
+import contextlib
+import importlib.util
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nolabel import distributed
+from nolabel.console import say
+from nolabel.errors import UsageError
+
+POLL = 2.0
+"""Seconds between two looks at the file."""
+
+
+PATIENCE = 10.0
+"""Seconds that a run waits at its end for a tracker that has not taken all lines yet."""
+
+
+Write = Callable[[dict[str, float], int], object]
+"""Takes numbers by name, and the step they belong to."""
+
+
+class Place(NamedTuple):
+    """How far a file was read: its inode, which changes when it is replaced, and the bytes."""
+
+    inode: int
+    bytes: int
+
+
+def check_tracker(name: str) -> None:
+    """UsageError where the package of that name is missing."""
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise UsageError(
+            f"--tracker {name} needs the package {name}, which is not installed.\n"
+            f"Install it: pip install 'nolabel[{name}]'. RUN/report.html has the same curves without it."
+        )
+
+
+@contextlib.contextmanager
+def tracked(name: str, out: Path) -> Iterator[None]:
+    """Around training: the lines that it writes go to the tracker, those of the main process alone."""
+    if name == "none" or not distributed.is_main():
+        yield
+        return
+    ended = threading.Event()
+    thread = threading.Thread(target=_follow, args=(name, out, end_of(out / "metrics.jsonl"), ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(PATIENCE)
+        if thread.is_alive():
+            say(f"warning: {name} has not taken all metrics after {PATIENCE:.0f} s; {out}/metrics.jsonl has them")
+
+
+def end_of(path: Path) -> Place:
+    """The end of what is there now."""
+    with contextlib.suppress(FileNotFoundError):
+        found = path.stat()
+        return Place(found.st_ino, found.st_size)
+    return Place(0, 0)
+
+
+def _follow(name: str, out: Path, place: Place, ended: threading.Event) -> None:
+    path, last, floor = out / "metrics.jsonl", -1, -1
+    try:
+        with START[name](out) as write:
+            over = False
+            while not over:
+                over = ended.wait(POLL)
+                now = end_of(path)
+                if now.inode != place.inode:  # a roll-back cut it: steps that are made again are not passed on again
+                    place, floor = Place(now.inode, 0), last
+                records, place = _lines(path, place)
+                for record in records:
+                    if record["step"] > floor:
+                        write(_numbers(record), record["step"])
+                        last = max(last, record["step"])
+    except Exception as error:  # whatever a stranger's code does, training goes on
+        say(f"warning: {name} failed ({type(error).__name__}: {error}); training goes on without it")
+
+
+def _lines(path: Path, place: Place) -> tuple[list[dict[str, Any]], Place]:
+    """The whole lines behind a place, and where they end."""
+    if not path.is_file():
+        return [], place
+    with open(path, "rb") as file:
+        file.seek(place.bytes)
+        data = file.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    found = []
+    for line in whole.splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found, Place(place.inode, place.bytes + len(whole))
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+    found = {k: v for k, v in record.items() if k != "step" and isinstance(v, (int, float))}
+    return {k: float(v) for k, v in found.items() if math.isfinite(v)}
+
+
+@contextlib.contextmanager
+def _tensorboard(out: Path) -> Iterator[Write]:
+    """Event files in RUN/tensorboard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(out / "tensorboard")) as writer:
+
+        def write(values: dict[str, float], step: int) -> None:
+            for key, value in values.items():
+                writer.add_scalar(key, value, step)
+            writer.flush()
+
+        yield write
+
+
+START: dict[str, Callable[[Path], contextlib.AbstractContextManager[Write]]] = {"tensorboard": _tensorboard}
+"""By the name of the package. None that sends something to its makers unasked is among them (docs/run-folder.md)."""

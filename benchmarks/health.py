@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import nolabel
 from nolabel.data.demo import world as world_module
 from nolabel.errors import NumericError
-from nolabel.health.diagnosis import Diagnosis, Facts, diagnose, facts
+from nolabel.health.diagnosis import Diagnosis, diagnose
+from nolabel.health.facts import RunFacts, collect_facts
+from nolabel.methods import METHODS
 
 GAIN = 5.0
 """Points of 20-NN above the untrained network from which a run counts as healthy."""
@@ -128,7 +130,7 @@ def train(folder: Path, name: str, plan: Planned, cifar10: Path | None) -> None:
     )
 
 
-def judged(path: Path) -> tuple[list[dict[str, Any]], Facts]:
+def judged(path: Path) -> tuple[list[dict[str, Any]], RunFacts]:
     """The recorded series of a finished run, and what the run is: all that a verdict depends on."""
     found = nolabel.Run(path)
     config, metrics = found.config(), found.metrics()
@@ -136,10 +138,11 @@ def judged(path: Path) -> tuple[list[dict[str, Any]], Facts]:
     lines = [r for r in metrics if "loss" in r]
     per_epoch = lines[-1]["step"] / lines[-1]["epoch"]
     warmup, last = config["optim"]["warmup_epochs"], lines[-1]["step"]
-    return metrics, facts(config["method_name"], config["method"], shape["num_features"], warmup, per_epoch, last)
+    advice = METHODS[config["method_name"]].Config.advice
+    return metrics, collect_facts(config["method"], advice, shape["num_features"], warmup, per_epoch, last)
 
 
-def first_alarm(metrics: list[dict[str, Any]], run: Facts) -> tuple[int, Diagnosis]:
+def first_alarm(metrics: list[dict[str, Any]], run: RunFacts) -> tuple[int, Diagnosis]:
     """Step and words of the first alarm, judged line by line as the monitor does; the last step where there is none."""
     found, step = Diagnosis("healthy", ""), 0
     for i, record in enumerate(metrics):

@@ -1,7 +1,10 @@
-"""Signals against loops and known answers; which case trips which signal; what is said of a series of metrics."""
+"""Signals against loops and known answers; which case trips which signal; the verdict on a series of metrics."""
 
+import dataclasses
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nolabel.health.diagnosis import WINDOW, Facts, diagnose, facts
+import nolabel.health
+from nolabel.health.diagnosis import WINDOW, diagnose
+from nolabel.health.facts import GENERAL_ADVICE, RunFacts, collect_facts
 from nolabel.health.features import FeatureSignals, feature_signals
 from nolabel.losses.distillation import information
+from nolabel.methods import METHODS
 
 N, D, K = 1024, 128, 4096
-FACTS = Facts("dino", {"teacher_temp": 0.04, "freeze_last_layer": 1, "center_momentum": 0.9}, D, K, 100)
+FACTS = RunFacts(vars(METHODS["dino"].Config()), METHODS["dino"].Config.advice, D, K, 100)
 
 
 def isotropic(n: int = N, d: int = D) -> Tensor:
@@ -183,14 +189,17 @@ def test_a_recovery_ends_the_alarm() -> None:
     ],
 )
 def test_contrast_and_locations(values: dict[str, float], kind: str) -> None:
-    facts = FACTS._replace(method="densecl", num_outputs=None, settings={"dense_warmup_steps": 0, "dense_weight": 0.5})
+    config = METHODS["densecl"].Config
+    facts = FACTS._replace(advice=config.advice, num_outputs=None, settings=vars(config()))
     found = diagnose(series(0, 1000, **values), facts)
+    assert ("--method." in found.words) is (kind != "healthy")
     assert found.kind == kind and found.alarm is (kind not in ("healthy", "dense head idle"))
 
 
 @pytest.mark.parametrize(("share", "kind"), [(0.6, "unused prototypes"), (0.4, "healthy")])
 def test_few_prototypes_for_all_images_are_named(share: float, kind: str) -> None:
-    facts = FACTS._replace(method="msn", num_outputs=128, settings={"memax_weight": 0.0, "sinkhorn_rounds": 0})
+    advice = METHODS["msn"].Config.advice
+    facts = FACTS._replace(advice=advice, num_outputs=128, settings={"memax_weight": 0.0, "sinkhorn_rounds": 0})
     records = series(0, 1000, memax_gap=share * math.log(128), prototypes_used=5.0)
     found = diagnose(records, facts)
     assert found.kind == kind and ("5 of 128" in found.words and "--method.memax-weight (now 0)" in found.words) is (
@@ -233,7 +242,43 @@ def test_information_is_what_tells_images_apart(p: Callable[[], Tensor], expecte
 
 
 def test_the_warmup_is_that_of_the_rate_or_a_fiftieth_of_the_run() -> None:
-    assert facts("dino", {"num_prototypes": 512}, 64, 10, 30.0, 1000) == Facts(
-        "dino", {"num_prototypes": 512}, 64, 512, 300
-    )
-    assert facts("simclr", {}, 64, 0.1, 30.0, 1000) == Facts("simclr", {}, 64, None, 20)
+    settings = {"num_prototypes": 512}
+    assert collect_facts(settings, {}, 64, 10, 30.0, 1000) == RunFacts(settings, {}, 64, 512, 300)
+    assert collect_facts({}, {}, 64, 0.1, 30.0, 1000) == RunFacts({}, {}, 64, None, 20)
+
+
+def test_a_method_without_advice_gets_the_general_one() -> None:
+    records = series(0, 1000, **UNIFORM)
+    assert diagnose(records, FACTS._replace(advice={})).words.endswith(GENERAL_ADVICE["uniform"])
+    unknown = FACTS._replace(advice={"uniform": "Lower {teacher_temp}."}, settings={"teacher_temp": "auto"})
+    assert diagnose(records, unknown).words.endswith(" Lower --method.teacher-temp.")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_advice_of_a_method_names_its_settings(name: str) -> None:
+    config = METHODS[name].Config
+    assert config.advice.keys() <= GENERAL_ADVICE.keys()
+    named = {setting for text in config.advice.values() for setting in re.findall(r"\{(.*?)\}", text)}
+    assert named <= {f.name for f in dataclasses.fields(config)}
+
+
+def test_health_knows_no_method_by_name() -> None:
+    (folder,) = nolabel.health.__path__
+    texts = {path.name: path.read_text(encoding="utf-8").lower() for path in Path(folder).glob("*.py")}
+    names = [*METHODS, "moco"]
+    assert len(texts) > 3 and {(file, name) for file, text in texts.items() for name in names if name in text} == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "kind"),
+    [
+        ("assignment_information", UNIFORM, "uniform"),
+        ("memax_gap", {"memax_gap": 0.9 * math.log(K)}, "unused prototypes"),
+        ("negative_similarity", {"positive_similarity": 0.5, "negative_similarity": 0.5}, "no contrast"),
+        ("dense_by_place", {"dense_by_place": 0.95, "dense_weight": 1.0}, "place"),
+    ],
+)
+def test_a_signal_that_was_not_finite_is_passed_over(name: str, values: dict[str, float], kind: str) -> None:
+    """A resumed run reads null from metrics.jsonl."""
+    broken: dict[str, Any] = log(1110, **values) | {name: None}
+    assert diagnose([*series(0, 1100, **values), broken], FACTS).kind == kind

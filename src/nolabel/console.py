@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nolabel import distributed
+from nolabel.health.signals import SIGNALS
 
 Report = Callable[[int, Mapping[str, Any]], None]
 
@@ -36,19 +37,13 @@ def progress(first_step: int, total_steps: int, show: bool = True) -> Iterator[R
 
 def summary(metrics: Mapping[str, Any]) -> str:
     """The numbers people watch, in one short line; empty where there are none."""
-    parts = []
-    for name, form in (
-        ("loss", "loss {:.3f}"),
-        ("lr", "lr {:.1e}"),
-        ("img_per_s", "{:.0f} img/s"),
-        ("knn", "k-NN {:.1f} %"),
-    ):
-        value = metrics.get(name)
-        if value is not None:
-            parts.append(form.format(value))
-    wait = metrics.get("data_wait")
-    if wait is not None:
-        parts.append(f"loader {100 * wait:.0f} %")
+    parts = [
+        signal.live.format(metrics[name] * signal.scale)
+        for signal in SIGNALS
+        if signal.live
+        for name in signal.names
+        if metrics.get(name) is not None
+    ]
     if metrics.get("health"):
         parts.append(f"health: {metrics['health']}")
     return " | ".join(parts)

@@ -16,6 +16,7 @@ import yaml
 
 from nolabel.files import append_jsonl, write_json
 from nolabel.report import report
+from nolabel.report.charts import charts
 from nolabel.runs.folder import Run
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&lt;{{ 7*7 }}\u202e"
@@ -123,6 +124,23 @@ def test_charts_carry_floors_and_null_for_nan(
     for chart in charts.values():
         assert chart["steps"] == sorted(set(chart["steps"]))
         assert all(len(values) == len(chart["steps"]) for values in chart["series"].values())
+
+
+def test_charts_follow_the_table_of_signals() -> None:
+    """A number without a row comes last, under its key."""
+    line = {"step": 10, "toy_metric": 2.0, "step_ms": 5.0, "ce": 6.0, "positive_first": 0.5, "target_entropy": 3.0}
+    drawn = charts([line], 512)
+    assert [c.title for c in drawn] == [
+        "Right partner found",
+        "Targets",
+        "Cross-entropy of the targets",
+        "toy metric",
+    ]
+    assert drawn[0].unit == "%" and drawn[0].series == {"share": [50.0]}
+    uniform = {"uniform, ln 512": math.log(512)}
+    assert [c.levels for c in drawn] == [{}, uniform, uniform, {}]
+    loss = charts([line | {"loss": 6.0}], 512)[0]
+    assert (loss.title, loss.levels) == ("Loss", {}), "its value at a uniform output is known with a teacher alone"
 
 
 @pytest.mark.parametrize("where", ["names", "config", "status", "metrics", "eval", "folder"])

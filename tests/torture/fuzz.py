@@ -24,7 +24,8 @@ from nolabel.data.decode import decode
 from nolabel.data.images import BadImage, read, scan
 from nolabel.errors import NolabelError
 from nolabel.files import append_jsonl, cut_jsonl, write_json
-from nolabel.health.diagnosis import Facts, diagnose
+from nolabel.health.diagnosis import diagnose
+from nolabel.health.facts import RunFacts
 from nolabel.networks.backbones import backbone
 from nolabel.report import report
 from nolabel.runs.checkpoint import Checkpoint, load_newest, save
@@ -158,7 +159,7 @@ def take_run(folder: Path) -> None:
         assert all(isinstance(r["step"], int) for r in run.metrics())
         run.events()
         cut_jsonl(folder / "metrics.jsonl", 20)
-        diagnose(run.metrics(), Facts("dino", {}, 64, 512, 0))
+        diagnose(run.metrics(), RunFacts({}, {}, 64, 512, 0))
         report(run)
     except NolabelError as error:
         polite(error)

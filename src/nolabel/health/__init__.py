@@ -1,1 +1,1 @@
-"""Health: what a run's signals say about collapse, stagnation and learning."""
+"""Health: a row per number that a run logs, and rules that read collapse and stagnation from them."""

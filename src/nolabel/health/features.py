@@ -1,4 +1,4 @@
-"""How the features of some images spread: numbers from which `health.py` reads a collapse of the features."""
+"""Signals of the features of some images: how they spread, from which `diagnosis.py` reads a collapse."""
 
 import math
 from typing import NamedTuple
@@ -11,12 +11,12 @@ MAX_PAIRS = 1024
 
 
 class FeatureSignals(NamedTuple):
-    """What the features of some hundred images say; `feature_signals` computes it."""
+    """Measures of how the features of some hundred images spread; `feature_signals` computes them."""
 
     rankme: float
     """Effective rank of the features as they are (Garrido et al. 2023), 1 to D."""
     effective_rank: float
-    """The same of their covariance (Roy & Vetterli 2007)."""
+    """The same for their covariance (Roy & Vetterli 2007)."""
     feature_std: float
     """sqrt(D) times the mean standard deviation of the unit features (Chen & He 2021): near 1, 0 if all are alike."""
     uniformity: float
@@ -26,7 +26,7 @@ class FeatureSignals(NamedTuple):
 
 
 def feature_signals(features: Tensor) -> FeatureSignals:
-    """Signals of `features` (N, D), one row an image, N some hundred; computed in float64 on the CPU."""
+    """Signals of `features` (N, D), one row per image, N some hundred; computed in float64 on the CPU."""
     z = features.detach().double().cpu()
     n, d = z.shape
     singular = torch.linalg.eigvalsh(z.T @ z).clamp_min(0).sqrt()

@@ -19,6 +19,10 @@ class MethodConfig:
     views or what is remembered, and stay.
     """
 
+    advice: ClassVar[Mapping[str, str]] = {}
+    """Advice of the health monitor in place of its general one, by a key of `health.facts.GENERAL_ADVICE`. {name} is
+    replaced by the option of that setting and its value now."""
+
     def resolve(self, num_images: int, batch_size: int, total_steps: int) -> Self:
         """The same settings with every `auto` replaced. Called once, before the first step of a new run."""
         return self

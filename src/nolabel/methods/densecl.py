@@ -55,6 +55,11 @@ def check_locations(net: Backbone, size: int, num_grid: int | None) -> None:
 class DenseCLConfig(MethodConfig):
     """Settings of DenseCL; defaults: ImageNet, ResNet-50 (Wang et al. 2021)."""
 
+    advice: ClassVar[Mapping[str, str]] = {
+        "contrast": "Lower --optim.lr, or {temperature}; a larger batch or queue gives more negatives.",
+        "locations": "Give the dense loss a warm-up, {dense_warmup_steps}, or a smaller share, {dense_weight}.",
+    }
+
     size: int = 224
     """Side of both views in pixels."""
     scale: tuple[float, float] = (0.2, 1.0)

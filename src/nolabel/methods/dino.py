@@ -29,6 +29,12 @@ from nolabel.views import View
 class DINOConfig(MethodConfig):
     """Settings of DINO; defaults: vanilla ViT-S/16 (Caron et al. 2021)."""
 
+    advice: ClassVar[Mapping[str, str]] = {
+        "uniform": "Lower {teacher_temp}, warm it up longer, lower --optim.lr, or freeze the prototypes longer: "
+        "{freeze_last_layer}.",
+        "constant": "Check {center_momentum} and {momentum}; raise {teacher_temp}.",
+    }
+
     global_size: int = 224
     """Side of the two global crops in pixels."""
     local_size: int = 96

@@ -33,6 +33,11 @@ from nolabel.views import View
 class MSNConfig(MethodConfig):
     """Settings of MSN; defaults: ViT-S/16 with Sinkhorn (Assran et al. 2022)."""
 
+    advice: ClassVar[Mapping[str, str]] = {
+        "uniform": "Lower {sharpening} or {temperature}, and --optim.lr.",
+        "constant": "Raise {memax_weight}, or turn on {sinkhorn_rounds}.",
+    }
+
     random_size: int = 224
     """Side in pixels of the target's view and of the random anchors."""
     focal_size: int = 96

@@ -1,4 +1,4 @@
-"""Curves of a run: what is drawn, with which reference lines, and the SVG for readers without JavaScript."""
+"""Charts of a run, drawn from the table of signals, and their SVG for readers without JavaScript."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,24 +6,14 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
-from nolabel.report.words import is_number, number
+from nolabel.health.signals import LABELS, SIGNALS, Signal
+from nolabel.report.words import column, is_number, number
 
 MAX_POINTS = 800
-"""Points of a curve; of more, the lowest and the highest in each of half as many stretches remain."""
+"""Points of a curve; a longer one keeps the lowest and the highest of each of half as many stretches."""
 
 
 MAX_CHARTS = 40
-
-
-class Kind(NamedTuple):
-    """What is known about a metric, or about a few that share a chart."""
-
-    title: str
-    labels: Mapping[str, str]
-    about: str = ""
-    unit: str = ""
-    scale: float = 1.0
-    wide: bool = False
 
 
 class Chart(NamedTuple):
@@ -39,135 +29,44 @@ class Chart(NamedTuple):
     """Horizontal reference lines."""
 
 
-_KINDS = (
-    Kind(
-        "k-NN accuracy",
-        {"knn": "trained"},
-        "Labelled images whose class their nearest neighbours tell. Dashed: the same without any training.",
-        "%",
-        wide=True,
-    ),
-    Kind(
-        "Loss",
-        {"loss": "loss"},
-        "What training minimises. It may rise while the features still get better: k\u2011NN decides.",
-        wide=True,
-    ),
-    Kind(
-        "Teacher",
-        {"teacher_entropy": "entropy", "teacher_student_kl": "KL to the student"},
-        "In nats. Collapse: entropy at 0 (one output wins) or at ln K (all alike), or a KL that stays 0.",
-        wide=True,
-    ),
-    Kind(
-        "Right partner found",
-        {"positive_first": "share"},
-        "How often the other view of an image is the closest in the batch.",
-        "%",
-        100.0,
-        wide=True,
-    ),
-    Kind(
-        "What the outputs say of the image",
-        {"assignment_information": "information"},
-        "In nats: 0 when every image gets the same output, whatever that is. It is what a collapse takes away.",
-        wide=True,
-    ),
-    Kind(
-        "Targets",
-        {"target_entropy": "entropy", "memax_gap": "gap to even use"},
-        "In nats. The gap is 0 when all prototypes are used evenly on average, and ln K when one gets every image.",
-        wide=True,
-    ),
-    Kind(
-        "Global and dense loss",
-        {"loss_global": "global", "loss_dense": "dense"},
-        "Before they are weighted. Both may rise while the queue fills with real keys.",
-        wide=True,
-    ),
-    Kind(
-        "Matches between two views",
-        {"matches_mutual": "mutual", "matches_distinct": "distinct", "dense_by_place": "decided by the place"},
-        "Of the locations of a view: those whose match finds back to them, and how many different ones are matched. "
-        "And how much of what the dense head says of them depends on where they are alone.",
-        "%",
-        100.0,
-        wide=True,
-    ),
-    Kind(
-        "Effective rank of the features",
-        {"rankme": "RankMe", "effective_rank": "of the covariance"},
-        "How many directions the features of fixed training images use. Compare runs of one method only.",
-        wide=True,
-    ),
-    Kind(
-        "Two views, two images",
-        {"positive_similarity": "two views of an image", "negative_similarity": "two images"},
-        "Mean cosine. Where both lines meet, nothing is told apart.",
-        wide=True,
-    ),
-    Kind("Gradient norm", {"grad_norm": "before clipping"}, "Over all parameters, before clipping.", wide=True),
-    Kind("Learning rate", {"lr": "learning rate"}),
-    Kind("Weight decay", {"weight_decay": "weight decay"}),
-    Kind("Momentum of the teacher", {"momentum": "momentum"}),
-    Kind("Teacher temperature", {"teacher_temp": "temperature"}),
-    Kind("Images a second", {"img_per_s": "images a second"}),
-    Kind("Waiting for data", {"data_wait": "share of the time"}, unit="%", scale=100.0),
-    Kind("Time of an image", {"decode_ms": "reading and decoding", "crop_ms": "its views"}, unit="ms"),
-)
-
-
-_NOT_DRAWN = {"step", "epoch", "knn_raw", "knn_untrained", "time", "distinct_images", "step_ms"}
-
-
 def charts(metrics: Sequence[Mapping[str, Any]], num_prototypes: Any) -> list[Chart]:
-    """The charts of a run, known metrics first, then every other number a method logs."""
+    """The charts of a run: those of the table of signals, in its order, then every other number that was logged."""
     keys = dict.fromkeys(key for m in metrics for key, value in m.items() if is_number(value))
-    known = {key for kind in _KINDS for key in kind.labels}
-    others = [Kind(key.replace("_", " "), {key: key}) for key in keys if key not in known | _NOT_DRAWN]
-    levels = _levels(metrics, num_prototypes)
-    drawn = [_chart(kind, metrics, levels) for kind in (*_KINDS, *others)]
+    others = [Signal({key: key}, key.replace("_", " "), "") for key in keys if key not in LABELS]
+    drawn = [_chart(signal, metrics, num_prototypes) for signal in (*SIGNALS, *others) if signal.drawn]
     return [chart for chart in drawn if chart is not None][:MAX_CHARTS]
 
 
-def _levels(metrics: Sequence[Mapping[str, Any]], num_prototypes: Any) -> dict[str, dict[str, float]]:
-    levels: dict[str, dict[str, float]] = {"knn": {}}
-    for key, name in (("knn_untrained", "untrained"), ("knn_raw", "raw pixels")):
-        values = [m[key] for m in metrics if is_number(m.get(key))]
-        if values:
-            levels["knn"][name] = float(values[-1])
-    logged = {key for m in metrics for key in m if is_number(m[key])}
-    if is_number(num_prototypes) and num_prototypes > 1:
-        uniform = {f"uniform, ln {num_prototypes}": math.log(num_prototypes)}
-        if "teacher_entropy" in logged:
-            levels |= {"loss": uniform, "teacher_entropy": uniform}
-        if "target_entropy" in logged:
-            levels |= {"ce": uniform, "target_entropy": uniform}
-    return levels
-
-
-def _chart(kind: Kind, metrics: Sequence[Mapping[str, Any]], levels: Mapping[str, Mapping[str, float]]) -> Chart | None:
+def _chart(signal: Signal, metrics: Sequence[Mapping[str, Any]], num_prototypes: Any) -> Chart | None:
     by_step: dict[float, dict[str, float | None]] = {}
     for m in metrics:
-        if is_number(m.get("step")) and any(key in m for key in kind.labels):
-            row = {k: m[k] * kind.scale if is_number(m.get(k)) else None for k in kind.labels}
-            by_step[m["step"]] = row
+        if is_number(m.get("step")) and any(key in m for key in signal.names):
+            by_step[m["step"]] = {k: m[k] * signal.scale if is_number(m.get(k)) else None for k in signal.names}
     steps = sorted(by_step)
-    series = {kind.labels[key]: [by_step[s][key] for s in steps] for key in kind.labels}
-    series = {name: values for name, values in series.items() if any(v is not None for v in values)}
+    series = {label: [by_step[s][key] for s in steps] for key, label in signal.names.items()}
+    series = {label: values for label, values in series.items() if any(v is not None for v in values)}
     if not series:
         return None
     kept = _thinned(list(series.values()))
-    lines = {name: value for key in kind.labels for name, value in levels.get(key, {}).items()}
     return Chart(
-        kind.title,
-        kind.about,
-        kind.unit,
-        kind.wide,
+        signal.title,
+        signal.about,
+        signal.unit,
+        signal.wide,
         [steps[i] for i in kept],
         {name: [values[i] for i in kept] for name, values in series.items()},
-        lines,
+        _levels(signal, metrics, num_prototypes),
     )
+
+
+def _levels(signal: Signal, metrics: Sequence[Mapping[str, Any]], num_prototypes: Any) -> dict[str, float]:
+    """The reference lines of a chart by their names."""
+    floors = {LABELS[key]: column(metrics, key) for key in signal.floors}
+    levels = {label: values[-1] for label, values in floors.items() if values}
+    has_outputs = is_number(num_prototypes) and num_prototypes > 1
+    if has_outputs and signal.uniform_if and column(metrics, signal.uniform_if):
+        levels[f"uniform, ln {num_prototypes}"] = math.log(num_prototypes)
+    return levels
 
 
 def _thinned(series: Sequence[Sequence[float | None]]) -> list[int]:

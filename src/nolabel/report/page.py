@@ -25,10 +25,10 @@ from nolabel.version import __version__
 
 HERE = Path(__file__).parent
 MAX_PICTURE_BYTES = 2_500_000
-"""Of the snapshots together; base64 adds a third, so the page stays below 5 MB."""
+"""Limit for all snapshots together; base64 adds a third, so the page stays below 5 MB."""
 MAX_ROWS = 200
 MAX_TEXT = 400
-"""Characters of one value; what is longer ends in an ellipsis."""
+"""Characters of one value; a longer one ends in an ellipsis."""
 
 
 class Frame(NamedTuple):
@@ -49,7 +49,7 @@ class Setting(NamedTuple):
 
 
 def report(run: Run) -> Path:
-    """Write RUN/report.html and return its path. What the run folder lacks is left out of the page."""
+    """Write RUN/report.html and return its path. Parts that the run folder lacks are left out of the page."""
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
     environment.globals |= {"number": words.number, "svg": svg, "describe": describe}
     path = run.path / "report.html"
@@ -138,7 +138,7 @@ def _settings(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Se
 
 
 def _result(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
-    """One evaluation as a table: a row a number, a column for the run and for each floor. Lists stay in the JSON."""
+    """One evaluation as a table: a row per number, a column for the run and for each floor. Lists stay in the JSON."""
     floors = {k: _flat(v) for k, v in _mapping(result.get("floor")).items() if isinstance(v, Mapping)}
     rows = [
         (_text(key), [_cell(value), *(_cell(floor.get(key)) for floor in floors.values())])
@@ -171,7 +171,7 @@ def _happened(events: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def _weights(run: Path) -> str:
-    """What timm is given to open the weights, as Python source; empty before the first checkpoint."""
+    """Name by which timm opens the weights, as Python source; empty before the first checkpoint."""
     return _text(repr(f"local-dir:{run.name}/weights")) if (run / "weights").is_dir() else ""
 
 

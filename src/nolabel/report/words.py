@@ -1,8 +1,10 @@
-"""Numbers and states in words: what the report says before it shows a curve."""
+"""Numbers and states in words, for the top of the report."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
+
+from nolabel.health.signals import LABELS
 
 Record = Mapping[str, Any]
 
@@ -45,9 +47,8 @@ def column(metrics: Sequence[Record], key: str) -> list[float]:
 
 def scores(metrics: Sequence[Record]) -> list[Score]:
     """k-NN of raw pixels, of the untrained and of the trained network, as far as they were measured."""
-    names = (("knn_raw", "raw pixels"), ("knn_untrained", "untrained"), ("knn", "trained"))
-    found = [(name, column(metrics, key)) for key, name in names]
-    return [Score(name, values[-1]) for name, values in found if values]
+    columns = [(LABELS[key], column(metrics, key)) for key in ("knn_raw", "knn_untrained", "knn")]
+    return [Score(name, values[-1]) for name, values in columns if values]
 
 
 def headline(status: Record, metrics: Sequence[Record], total_steps: int | None) -> str:
@@ -67,22 +68,22 @@ def headline(status: Record, metrics: Sequence[Record], total_steps: int | None)
 
 
 def health(status: Record) -> str:
-    """What the health monitor said last, where it was no good news."""
-    said = status.get("health")
-    return str(said.get("words") or "") if isinstance(said, Mapping) else ""
+    """Latest words of the health monitor; empty where all is well."""
+    diagnosis = status.get("health")
+    return str(diagnosis.get("words") or "") if isinstance(diagnosis, Mapping) else ""
 
 
 def verdict(metrics: Sequence[Record]) -> str:
-    """Whether it learned, as far as the numbers say: k-NN against its floors, or the loss alone."""
-    found = scores(metrics)
-    floors = [s for s in found if s.name != "trained"]
-    if len(floors) == len(found) or not floors:
+    """Whether it learned, as far as the numbers show: k-NN against its floors, or the loss alone."""
+    measured = scores(metrics)
+    floors = [s for s in measured if s.name != "trained"]
+    if len(floors) == len(measured) or not floors:
         losses = column(metrics, "loss")
         if not losses:
             return "There are no measurements."
         change = f"The loss went from {number(losses[0])} to {number(losses[-1])}."
-        return f"{change} Whether the features are good, k-NN on labelled images would tell; a loss does not."
-    trained = found[-1].value
+        return f"{change} k-NN on labelled images would show whether the features are good; a loss does not."
+    trained = measured[-1].value
     gap = trained - max(s.value for s in floors)
     if gap >= 5:
         opening = "It learned"
@@ -105,7 +106,7 @@ def key_numbers(status: Record, metrics: Sequence[Record], config: Record) -> li
     if is_number(config.get("batch_size")) and is_number(step):
         tiles.append(KeyNumber("Images seen", number(step * config["batch_size"]), "each time in new views"))
     if speed:
-        tiles.append(KeyNumber("Images a second", number(_round(_median(speed))), "median"))
+        tiles.append(KeyNumber("Images per second", number(_round(_median(speed))), "median"))
     if wait:
         share = sum(wait) / len(wait)
         tiles.append(KeyNumber("Waiting for data", f"{share:.0%}".replace("%", "\u202f%"), "of the time"))

@@ -11,7 +11,6 @@ from torchvision.transforms.v2 import functional as F
 
 from nolabel import files
 from nolabel.config import known
-from nolabel.config.load import method_name
 from nolabel.console import say
 from nolabel.data.decode import BadImage, decode
 from nolabel.data.images import Images, read
@@ -19,7 +18,8 @@ from nolabel.data.order import images_at
 from nolabel.errors import NumericError
 from nolabel.evals.classification import knn
 from nolabel.evals.shared.features import Pixels, embed, in_batches
-from nolabel.health.diagnosis import Diagnosis, Facts, diagnose, facts
+from nolabel.health.diagnosis import Diagnosis, diagnose
+from nolabel.health.facts import RunFacts, collect_facts
 from nolabel.health.features import FeatureSignals, feature_signals
 from nolabel.networks.backbones import Backbone
 from nolabel.plots.attention import snapshot
@@ -52,7 +52,7 @@ class Monitor(NamedTuple):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     device: torch.device
-    facts: Facts
+    facts: RunFacts
     history: list[dict[str, Any]]
     """The lines of metrics.jsonl."""
     said: list[str]
@@ -68,12 +68,11 @@ def open_monitor(job: Job) -> Monitor:
     pictures = _sample(job.stream.images, _picture_side(job), config.seed, NUM_PICTURES)
     written = folder.Run(job.out)
     said = [str(e.get("kind")) for e in written.events() if e.get("event") in ("alarm", "note")]
-    settings = {name: getattr(config.method, name) for name in vars(config.method)}
     width, warmup = job.method.backbone.num_features, config.optim.warmup_epochs
-    known_facts = facts(method_name(config), settings, width, warmup, job.steps_per_epoch, job.total_steps)
-    return Monitor(
-        labelled, sample, pictures, config.mean, config.std, job.device, known_facts, written.metrics(), said
+    facts = collect_facts(
+        vars(config.method), config.method.advice, width, warmup, job.steps_per_epoch, job.total_steps
     )
+    return Monitor(labelled, sample, pictures, config.mean, config.std, job.device, facts, written.metrics(), said)
 
 
 def evaluate_now(job: Job, images: Monitor, done: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@
 #
 # Needs nolabel's environment on the PATH. A part ends within ten minutes (it is cut there) and leaves FOLDER/PART.txt, some
 # lines; one that failed leaves PART.log and does not stop the others. Parts that are there are skipped, so after a cut it
-# is started again. Compiled code is kept in FOLDER/inductor. The figures go to RESULTS.md.
+# is started again. Compiled code is kept in FOLDER/inductor. The figures go to benchmarks/log.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:?usage: benchmarks/gpu.sh FOLDER [PART...]}

@@ -4,7 +4,7 @@
 #   benchmarks/learning.sh JOB FOLDER [SEED]
 #   JOB: dino-imagenette, simclr-imagenette, dino-cifar10, simclr-cifar10, msn-cifar10, dino-vit-cifar10, densecl-scenes, mocov2-scenes
 #
-# Needs the image packs in $NOLABEL_DATA (default ../shared/data) and nolabel on the PATH. The results go to RESULTS.md.
+# Needs the image packs in $NOLABEL_DATA (default ../shared/data) and nolabel on the PATH. The results go to benchmarks/log.
 set -eu
 packs=${NOLABEL_DATA:-../shared/data}
 job=$1

@@ -1,4 +1,4 @@
-"""The tables of protocols in RESULTS.md: every protocol on every network, a command each, and what it cost.
+"""The tables of protocols in docs/results.md: every protocol on every network, a command each, and what it cost.
 
     python benchmarks/protocols.py FOLDER --large supervised=effnet --small simclr=RUN
     python benchmarks/protocols.py FOLDER --small dino=RUN --no-floor --only knn-cifar10

@@ -97,14 +97,6 @@ def test_blocks_run(page: str, world: Path, tmp_path: Path) -> None:
         run(block, folder)
 
 
-@pytest.mark.parametrize("page", [page.relative_to(ROOT).as_posix() for page in PAGES])
-def test_links_between_pages(page: str) -> None:
-    """A relative link points to a file of the project."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", text):
-        assert ((ROOT / page).parent / target).exists(), target
-
-
 def test_blocks_are_found() -> None:
     page = """
 ```python

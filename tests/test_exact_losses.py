@@ -1,7 +1,7 @@
 """Every loss, value and gradient, against the same equation in float64 from torch's own parts, all logits at once.
 
 Tolerances, relative to the loss and to the length of each gradient: 1e-12 in float64, 1e-5 in float32, and under bf16
-autocast 2e-3 of the loss and 2 % of the gradients. docs/design.md promises them.
+autocast 2e-3 of the loss and 2 % of the gradients. docs/internals/decisions.md promises them.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The errors a user can meet. Each says what happened, what was expected and what to do, in at most five lines.
 
-The exit codes are those of `docs/exit-codes.md`; a bug (any other exception) exits with 1.
+The exit codes are those of `docs/reference/exit-codes.md`; a bug (any other exception) exits with 1.
 """
 
 import difflib

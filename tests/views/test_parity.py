@@ -1,4 +1,6 @@
-"""Our operations against those of torchvision on uint8, with the same drawn parameters; the numbers of docs/views.md.
+"""Our operations against those of torchvision on uint8, with the same drawn parameters.
+
+The numbers are those of docs/internals/views.md.
 
 Differences are in levels of 255. On uint8 torchvision cuts the fraction off after each operation (so alone it is half a
 level darker on average), we round once at the end; on floats it does not round at all, and there the same comes out.

@@ -1,4 +1,6 @@
-"""Every way to make views against Pillow, view by view with the same drawn parameters; the numbers of docs/views.md.
+"""Every way to make views against Pillow, view by view with the same drawn parameters.
+
+The numbers are those of docs/internals/views.md.
 
 Pillow made the views of the papers. It rounds after each operation, counts hue in 256 steps and blurs by three boxes.
 """
@@ -17,7 +19,7 @@ from nolabel.views import Drawn, Sources, View, applier, draw, render, table
 
 Way = Callable[[Tensor, View, Drawn], Tensor]
 PLAIN = Drawn((0, 0, 0, 0), False, (), False, 0.0, False)
-BOUNDS = {  # largest, mean; docs/views.md
+BOUNDS = {  # largest, mean; docs/internals/views.md
     "crop": (2, 0.1),
     "brightness": (3, 0.6),
     "contrast": (3, 0.6),

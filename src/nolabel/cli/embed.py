@@ -18,7 +18,7 @@ from nolabel.weights.load import load_weights
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """The features of all images of DATA in one file. docs/embed.md says what is in it."""
+    """The features of all images of DATA in one file. docs/reference/embed.md says what is in it."""
 
     weights: Annotated[str, Positional, tyro.conf.arg(metavar="WEIGHTS")]
     """A run, a folder in timm's layout, a .safetensors file, random:BACKBONE, or a cached timm name."""

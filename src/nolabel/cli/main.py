@@ -31,7 +31,7 @@ COMMANDS = ("train", "resume", "eval", "embed", "pack", "show", "check", "report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the `nolabel` command; leaves through SystemExit with a code of docs/exit-codes.md."""
+    """Entry point of the `nolabel` command; leaves through SystemExit with a code of docs/reference/exit-codes.md."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _run(args)

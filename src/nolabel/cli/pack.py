@@ -14,7 +14,7 @@ from nolabel.data.packing import Packing, pack
 
 @dataclass(frozen=True)
 class PackOptions:
-    """The images of DATA in a few tar files with an index. docs/data.md says what it is good for."""
+    """The images of DATA in a few tar files with an index. docs/reference/data-formats.md says what it is good for."""
 
     data: Annotated[str, Positional, tyro.conf.arg(metavar="DATA")]
     """A folder, a zip of one, shards, or a text file of paths."""

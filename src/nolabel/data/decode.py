@@ -1,6 +1,6 @@
 """From the bytes of an image file to RGB: one table for all modes of Pillow, and a reason for every refusal.
 
-`docs/data.md` explains the table. No global setting of Pillow is changed.
+`docs/reference/data-formats.md` explains the table. No global setting of Pillow is changed.
 """
 
 import contextlib
@@ -188,7 +188,7 @@ def _refusing(kind: str) -> Iterator[None]:
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
-    """The loaded `image` in mode RGB, by the table of `docs/data.md`; BadImage for a mode without a rule."""
+    """The loaded `image` in mode RGB, by the table of `docs/reference/data-formats.md`; BadImage without a rule."""
     mode = image.mode
     if mode.startswith("I;16"):
         return _gray((np.asarray(image).astype(np.uint32) + 128) // 257)

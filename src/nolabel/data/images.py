@@ -1,6 +1,6 @@
 """The images of DATA: which they are, in which order, and their bytes. Scanning opens no image.
 
-DATA is a folder, a zip, shards or a text file of paths; `docs/data.md` has the rules.
+DATA is a folder, a zip, shards or a text file of paths; `docs/reference/data-formats.md` has the rules.
 """
 
 import hashlib

@@ -1,4 +1,6 @@
-"""Shards: plain tar files with an index beside them, so that any image is one read. `docs/data.md` has the format.
+"""Shards: plain tar files with an index beside them, so that any image is one read.
+
+`docs/reference/data-formats.md` has the format.
 
 The index is a few arrays of numbers, checked before use; names in it are never opened.
 """

@@ -55,7 +55,7 @@ class MSNConfig(MethodConfig):
     blur: float = 0.5
     """Probability of a Gaussian blur."""
     mask_ratio: Annotated[float, CHANGEABLE] = 0.15
-    """Share of the patches dropped from random anchors; larger networks need more (docs/msn.md)."""
+    """Share of the patches dropped from random anchors; larger networks need more (docs/methods/msn.md)."""
     mask_per_sample: Annotated[bool, CHANGEABLE] = False
     """Drop other patches from every image; otherwise all images of a step lose the same ones."""
     num_prototypes: int | Literal["auto"] = 1024

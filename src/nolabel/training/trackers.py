@@ -125,4 +125,4 @@ def _tensorboard(out: Path) -> Iterator[Write]:
 
 
 START: dict[str, Callable[[Path], contextlib.AbstractContextManager[Write]]] = {"tensorboard": _tensorboard}
-"""By the name of the package. None that sends something to its makers unasked is among them (docs/run-folder.md)."""
+"""By the name of the package. None of them sends anything to its makers unasked (docs/reference/run-folder.md)."""

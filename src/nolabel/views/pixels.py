@@ -1,6 +1,6 @@
 """Operations on the pixels of one view: float32 (3, H, W) with values 0..255, on the spot, not rounded in between.
 
-Each is the operation of Pillow and torchvision of the same name; `docs/views.md` has the differences in numbers.
+Each is the operation of Pillow and torchvision of the same name; `docs/internals/views.md` has the differences.
 The number of threads changes no bit of a result.
 """
 

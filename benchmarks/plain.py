@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nolabel.networks.network import Network
+from nolabel.networks.precision import DTYPES
 from nolabel.training.job import Job, build
-from nolabel.training.step import DTYPES, training_step
+from nolabel.training.step import training_step
 
 
 class Contender(NamedTuple):

@@ -7,7 +7,7 @@ from nolabel.config import update
 from nolabel.config.load import check_length, load_recipe
 from nolabel.errors import UsageError, nearest
 from nolabel.evals.all import EVERY
-from nolabel.evals.protocol import EvalConfig
+from nolabel.evals.protocol import EvalConfig, run
 from nolabel.evals.shared.results import result_path
 from nolabel.runs.folder import Run
 from nolabel.training.start import train as run_training
@@ -41,7 +41,7 @@ def evaluate(
 def evaluate_loaded(
     protocol: str, loaded: Loaded, weights: Path, data: str | Path, out: Path | None, config: EvalConfig
 ) -> dict[str, Any]:
-    """As `evaluate`, with the weights already in memory; without `out` a run's result goes to its own folder."""
+    """Like `evaluate`, with the weights already in memory; without `out` a run's result goes to its own folder."""
     if out is None and (weights / "config.yaml").is_file():
         out = result_path(weights, protocol, data)
-    return EVERY[protocol].evaluate(loaded, data, config, out)
+    return run(EVERY[protocol], loaded, data, config, out)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from nolabel import recipes
+from nolabel import catalog
 from nolabel.cli import main
 from nolabel.errors import DataError, UsageError
 from nolabel.evals import all as every
-from nolabel.evals.all import EVERY, AllConfig, evaluate_all, format_all
-from nolabel.evals.protocol import EvalConfig, Protocol, anything
-from nolabel.evals.shared.labelled import accepts_classes
+from nolabel.evals.all import EVERY, AllConfig, format_all
+from nolabel.evals.classification import knn
+from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol, anything, refusal, run
 from nolabel.weights.load import Loaded
 from nolabel.weights.timm import save_weights
 
@@ -22,19 +22,21 @@ KEYS = {"protocol", "version", "metrics", "floor", "settings", "data", "seed", "
 def protocol(values: dict[str, float], **more: Any) -> Protocol:
     """A protocol that gives `values` for the network, and one less for its floor."""
 
-    def evaluate(loaded: Loaded, data: str | Path, config: EvalConfig, out: Path | None) -> dict[str, Any]:
+    def measure(loaded: Loaded, data: str | Path, config: EvalConfig, _folders: Folders) -> Measured:
         if data == "bad":
             raise DataError("not with this data\nlook elsewhere")
         if loaded.name == "other" and "acc" not in values:
             raise UsageError("the baseline has no attention")
         own = {key: value + 10 * (loaded.name == "other") for key, value in values.items()}
-        floor = {"random_weights": {key: value - 1 for key, value in own.items()}} if config.floor else {}
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps({"data": {"name": "pets"}, "seed": config.seed, "metrics": own}))
-        return {"metrics": own, "floor": floor, "notes": ["k is too large"] if own.get("acc") == 70 else []}
+        floor = {"random_weights": {key: value - 1 for key, value in own.items()}}
+        notes = ["k is too large"] if own.get("acc") == 70 else []
+        return Measured(own, {}, {}, lambda _random: floor, notes)
 
-    return Protocol("%", EvalConfig, evaluate, lambda metrics: dict(metrics), **more)
+    return Protocol("fake", 1, "%", EvalConfig, measure, lambda metrics: dict(metrics), **more)
+
+
+def refuse(_data: str | Path) -> None:
+    raise DataError("no gnd.json")
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     fakes = {
         "knn": protocol({"acc": 70.0}),
         "video": protocol({"J": 50.0, "F": 40.0}),
-        "retrieval": protocol({"acc": 1.0}, accepts=lambda _: "no gnd.json"),
+        "retrieval": protocol({"acc": 1.0}, check_data=refuse),
         "finetune": protocol({"acc": 90.0}, unasked=False),
     }
     monkeypatch.setattr(every, "PROTOCOLS", fakes)
@@ -61,7 +63,7 @@ def _loaded(loaded: Loaded) -> None:
 @pytest.mark.usefixtures("few")
 def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "table.json"
-    result = evaluate_all(LOADED, "pets", AllConfig(seed=3), out)
+    result = run(EVERY["all"], LOADED, "pets", AllConfig(seed=3), out)
     assert result["metrics"] == {"knn": {"acc": 70.0}, "video": {"J": 50.0, "F": 40.0}}
     assert result["floor"] == {"random_weights": {"knn": {"acc": 69.0}, "video": {"J": 49.0, "F": 39.0}}}
     assert result["notes"] == ["retrieval is left out: no gnd.json", "knn: k is too large"]
@@ -82,7 +84,7 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.usefixtures("few")
 def test_a_baseline_that_cannot_do_everything(tmp_path: Path) -> None:
     config = AllConfig(baseline="net.safetensors", baseline_backbone="resnet18")
-    result = evaluate_all(LOADED, "pets", config, tmp_path / "table.json")
+    result = run(EVERY["all"], LOADED, "pets", config, tmp_path / "table.json")
     assert json.loads((tmp_path / "table" / "knn.json").read_text())["metrics"] == {"acc": 70.0}
     assert result["baseline"] == {"knn": {"acc": 80.0}}
     assert result["metrics"].keys() == {"knn", "video"}
@@ -92,47 +94,50 @@ def test_a_baseline_that_cannot_do_everything(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("few")
 def test_only_and_skip() -> None:
-    assert evaluate_all(LOADED, "pets", AllConfig(only=("finetune", "knn")))["metrics"].keys() == {"knn", "finetune"}
-    assert evaluate_all(LOADED, "pets", AllConfig(skip=("knn",)))["metrics"].keys() == {"video"}
+    trained = run(EVERY["all"], LOADED, "pets", AllConfig(only=("finetune", "knn")))
+    assert trained["metrics"].keys() == {"knn", "finetune"}
+    assert run(EVERY["all"], LOADED, "pets", AllConfig(skip=("knn",)))["metrics"].keys() == {"video"}
     with pytest.raises(UsageError, match=r"no protocol 'videos'\. Did you mean: video"):
-        evaluate_all(LOADED, "pets", AllConfig(only=("videos",)))
+        run(EVERY["all"], LOADED, "pets", AllConfig(only=("videos",)))
     with pytest.raises(
         DataError, match=r"No protocol fits the data\.\nretrieval is left out: no gnd\.json\nknn is left out: not"
     ):
-        evaluate_all(LOADED, "bad", AllConfig())
+        run(EVERY["all"], LOADED, "bad", AllConfig())
 
 
 @pytest.mark.usefixtures("few")
 def test_a_runs_results_lie_where_each_protocol_puts_its_own(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     out = tmp_path / "eval" / "all.json"
-    evaluate_all(LOADED, "pets", AllConfig(), out)
-    assert sorted(path.name for path in out.parent.iterdir()) == ["all.json", "all.time.json", "knn.json", "video.json"]
+    run(EVERY["all"], LOADED, "pets", AllConfig(), out)
+    assert sorted(path.name for path in out.parent.iterdir()) == [
+        f"{name}.{suffix}" for name in ("all", "knn", "video") for suffix in ("json", "time.json")
+    ]
 
 
 def test_the_list_names_every_protocol() -> None:
-    assert recipes.PROTOCOLS.keys() == EVERY.keys()
+    assert catalog.PROTOCOLS.keys() == EVERY.keys()
     root = Path(__file__).parents[2]
     assert [name for name in EVERY if not (root / "docs" / "evals" / f"{name}.md").is_file()] == []
 
 
 def test_class_folders_are_told_from_pictures_with_masks(splits_folder: Path, tmp_path: Path) -> None:
-    assert accepts_classes(splits_folder) is None
-    assert accepts_classes(splits_folder / "train") is None
-    assert "two class folders" in (accepts_classes(splits_folder / "train" / "cat") or "")
+    assert refusal(knn.PROTOCOL, splits_folder) is None
+    assert refusal(knn.PROTOCOL, splits_folder / "train") is None
+    assert "two class folders" in (refusal(knn.PROTOCOL, splits_folder / "train" / "cat") or "")
     pack = tmp_path / "pack"
     (splits_folder / "val").rename(splits_folder / "semantic")
     (splits_folder / "test").rename(splits_folder / "images")
     (splits_folder / "train").rename(tmp_path / "gone")
     splits_folder.rename(pack)
-    assert accepts_classes(pack) == "no class folders: images/ holds pictures of all kinds"
-    assert anything(pack) is None
+    assert refusal(knn.PROTOCOL, pack) == "no class folders: images/ holds pictures of all kinds"
+    anything(pack)
 
 
 def test_real_protocols(splits_folder: Path, tmp_path: Path) -> None:
     save_weights(LOADED.backbone, tmp_path / "weights", 24, LOADED.mean, LOADED.std)
     config = AllConfig(only=("knn", "retrieval", "copies"), baseline=str(tmp_path / "weights"), cache=False)
-    result = evaluate_all(LOADED, splits_folder / "val", config)
+    result = run(EVERY["all"], LOADED, splits_folder / "val", config)
     assert result["metrics"].keys() == result["baseline"].keys() == {"knn", "copies"}
     assert result["notes"][0] == "retrieval is left out: no gnd.json with queries and their answers"
     assert result["notes"][1].startswith("knn: k = 20, 100, 200: all 14 training images")
@@ -143,7 +148,7 @@ def test_a_bare_file_as_baseline_needs_its_backbone(splits_folder: Path, tmp_pat
     save_weights(LOADED.backbone, tmp_path / "weights", 16, LOADED.mean, LOADED.std)
     config = AllConfig(only=("knn",), baseline=str(tmp_path / "weights" / "model.safetensors"))
     with pytest.raises(UsageError, match=r"^--baseline: .* --baseline-backbone NAME"):
-        evaluate_all(LOADED, splits_folder, config)
+        run(EVERY["all"], LOADED, splits_folder, config)
 
 
 def test_the_commands(splits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from nolabel.data.demo import world
 from nolabel.evals.detection import networks
+from nolabel.evals.protocol import run
 from nolabel.evals.protocols import PROTOCOLS
 from nolabel.networks.backbones import backbone
 from nolabel.weights.load import Loaded
@@ -121,7 +122,7 @@ def test_the_same_seed_gives_the_same_files(name: str, tmp_path: Path, monkeypat
         np.random.seed(noise)
         torch.manual_seed(noise)
         out = tmp_path / f"out{noise}" / f"{name}.json"
-        PROTOCOLS[name].evaluate(network(name), tmp_path / f"{noise}" / "data", config, out)
+        run(PROTOCOLS[name], network(name), tmp_path / f"{noise}" / "data", config, out)
     random.setstate(kept[0])
     np.random.set_state(kept[1])
     torch.set_rng_state(kept[2])

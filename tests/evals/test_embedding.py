@@ -13,7 +13,7 @@ from nolabel.data.images import scan, scan_labelled
 from nolabel.errors import UsageError
 from nolabel.evals.embed import embed_images
 from nolabel.evals.protocol import EvalConfig
-from nolabel.evals.shared.features import extract
+from nolabel.evals.shared.cache import pooled
 from nolabel.evals.shared.pieces import Layout
 from nolabel.weights.load import Loaded
 
@@ -31,7 +31,7 @@ def test_npz_of_plain_images(loaded: Loaded, splits_folder: Path, tmp_path: Path
     assert arrays["ids"].tolist() == [name for name in names if name != "train/cat/000.png"]
     row = arrays["ids"].tolist().index("train/dog/003.png")
     splits = scan_labelled(splits_folder)
-    table = extract(loaded, splits["train"])
+    table = pooled(loaded, splits["train"], EvalConfig(), None)
     expected = table.features[table.ids.index("train/dog/003.png")]
     torch.testing.assert_close(torch.from_numpy(arrays["features"][row]), expected)
     about = json.loads(str(arrays["about"]))

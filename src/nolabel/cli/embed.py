@@ -13,6 +13,7 @@ from nolabel.errors import UsageError
 from nolabel.evals.embed import check_format, embed_images
 from nolabel.evals.protocol import EvalConfig
 from nolabel.evals.shared.pieces import Layout
+from nolabel.networks.precision import Precision
 from nolabel.weights.load import load_weights
 
 
@@ -38,8 +39,8 @@ class EmbedOptions:
     """Replace the file at --out."""
     image_size: int | None = None
     """Side of the image that the network sees, in pixels; by default that of the weights."""
-    precision: str = "fp32"
-    """fp32, bf16 or fp16."""
+    precision: Precision = "fp32"
+    """Precision of forward passes: fp32, or mixed with bf16 or fp16."""
     device: str = "auto"
     """Where features are computed."""
     batch_size: int = 128

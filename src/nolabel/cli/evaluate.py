@@ -21,12 +21,12 @@ C = TypeVar("C", bound=EvalConfig)
 
 @dataclass(frozen=True)
 class EvalOptions(Generic[C]):
-    """Where the weights and the data are; the settings of the protocol."""
+    """Weights and data; settings of the protocol."""
 
     weights: Weights
     """A run, a folder in timm's layout, a .safetensors file, random:BACKBONE, or a cached timm name."""
     data: Data
-    """What is measured on; docs/evals has a page for each protocol with the layouts it takes."""
+    """Images to measure on; docs/evals has a page for each protocol with the layouts it takes."""
     settings: Annotated[C, tyro.conf.arg(name="")]
     out: Path | None = None
     """File for the result; by default RUN/eval/PROTOCOL.json for a run, else only stdout."""

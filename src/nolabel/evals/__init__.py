@@ -1,5 +1,6 @@
-"""Evaluation protocols: pure functions of tables of features, and what fills the tables from images.
+"""Evaluation protocols: pure functions of tables of features, and the way from images to these tables.
 
-A folder for each family: `images` (knn, linear, lowshot, finetune), `dense` (attention, segmentation, video), `objects`
-(detection), `retrieval` (retrieval, copies); `shared` is what several of them use.
+A folder per family: `classification` (knn, linear, lowshot, finetune), `dense` (attention, segmentation, video),
+`detection`, `retrieval` (retrieval, copies); `shared` holds the parts of several families. Read `protocol.py` first: a
+protocol measures, `run` does the rest.
 """

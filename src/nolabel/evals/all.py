@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from nolabel.errors import DataError, UsageError, nearest
-from nolabel.evals.protocol import EvalConfig, Protocol, check_common, describe_weights
+from nolabel.evals.protocol import (
+    EvalConfig,
+    Folders,
+    Measured,
+    Protocol,
+    describe_weights,
+    format_cell,
+    refusal,
+    run,
+    time_record,
+)
 from nolabel.evals.protocols import PROTOCOLS
-from nolabel.evals.shared.results import data_name, result_path, write_result
+from nolabel.evals.shared.results import result_path
 from nolabel.weights.load import Loaded, load_weights
-
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -30,42 +38,33 @@ class AllConfig(EvalConfig):
     """Protocols to leave out."""
 
 
-def evaluate_all(
-    loaded: Loaded, data: str | Path, config: AllConfig | None = None, out: Path | None = None
-) -> dict[str, Any]:
-    """The columns of every protocol that `data` fits, by its name; docs/evals/all.md explains the keys.
+def measure(loaded: Loaded, data: str | Path, config: AllConfig, folders: Folders) -> Measured:
+    """The columns of every protocol that `data` fits, by its name.
 
-    With `out` the table is written there, and each protocol's own result where it would be alone (beside it in a run,
-    else in `out` without its suffix), as soon as it is there. Raises UsageError for settings, and DataError where the
-    data fits no protocol.
+    Each protocol's own result is written as soon as it is there: where it would be alone in a run, else in the folder
+    of the table's name. Raises DataError where the data fits no protocol.
     """
-    config = config or AllConfig()
-    check_common(config)
-    refused = {name: reason for name in _chosen(config) if (reason := PROTOCOLS[name].accepts(data))}
-    fitting = [name for name in _chosen(config) if name not in refused]
+    chosen = _chosen(config)
+    refused = {name: reason for name in chosen if (reason := refusal(PROTOCOLS[name], data))}
+    fitting = [name for name in chosen if name not in refused]
     notes = [_left_out(name, reason) for name, reason in refused.items()]
     other = _baseline(config)
-    metrics, floor, baseline, seconds = _run(loaded, other, data, config, fitting, notes, out)
+    metrics, floor, baseline, seconds = _run_all(loaded, other, data, config, fitting, notes, folders.files)
     if not metrics:
         raise DataError("No protocol fits the data.\n" + "\n".join(notes[:4]))
-    result = {
-        "protocol": "all",
-        "version": VERSION,
-        "metrics": metrics,
-        "floor": floor,
-        "baseline": baseline,
-        "settings": describe_weights(loaded, config) | {"baseline": other and describe_weights(other, config)},
-        "data": {"name": data_name(data)},
-        "seed": config.seed,
-        "notes": notes,
-    }
-    if out is not None:
-        write_result(out, result, {"seconds": seconds, "device": config.device, "workers": config.workers})
-    return result
+    return Measured(
+        metrics=metrics,
+        data={},
+        settings={"baseline": other and describe_weights(other, config)},
+        notes=notes,
+        floor=floor,
+        times=time_record(seconds, config),
+        baseline=baseline,
+    )
 
 
 def format_all(result: Mapping[str, Any]) -> str:
-    """The table for people: a line a number; the network, the baseline and each floor side by side."""
+    """The table, one line per number: the network, the baseline and each floor side by side."""
     weights = str(result["settings"]["weights"])
     values = {weights[:20] if weights.startswith("random:") else "trained": result["metrics"]}
     if result["settings"]["baseline"]:
@@ -75,7 +74,7 @@ def format_all(result: Mapping[str, Any]) -> str:
     lines = [" " * 36 + "".join(f"{name:>{width}}" for name in values)]
     for protocol, row in result["metrics"].items():
         for i, key in enumerate(row):
-            cells = [_cell(column.get(protocol, {}).get(key)) for column in values.values()]
+            cells = [format_cell(column.get(protocol, {}).get(key)) for column in values.values()]
             lines.append(f"{'' if i else protocol:<14}{key:<22}" + "".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join([*lines, str(result["data"]["name"]), *(f"note: {note}" for note in result["notes"])])
 
@@ -85,9 +84,8 @@ def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
     return {f"{protocol} {key}": value for protocol, row in metrics.items() for key, value in row.items()}
 
 
-ALL = Protocol("all protocols, %", AllConfig, evaluate_all, columns)
-EVERY: dict[str, Protocol] = {**PROTOCOLS, "all": ALL}
-"""What `nolabel eval` and `nolabel.evaluate` take."""
+EVERY: dict[str, Protocol] = {**PROTOCOLS, "all": Protocol("all", 1, "all protocols, %", AllConfig, measure, columns)}
+"""The protocols of `nolabel eval` and `nolabel.evaluate`."""
 
 
 def _chosen(config: AllConfig) -> list[str]:
@@ -98,14 +96,14 @@ def _chosen(config: AllConfig) -> list[str]:
     return [name for name in PROTOCOLS if name in asked and name not in config.skip]
 
 
-def _run(
+def _run_all(
     loaded: Loaded,
     other: Loaded | None,
     data: str | Path,
     config: AllConfig,
     names: Sequence[str],
     notes: list[str],
-    out: Path | None,
+    folder: Path | None,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, Any], dict[str, float]]:
     """Metrics, floors and baseline as columns by protocol, and seconds; `notes` gets theirs, and what was left out."""
     metrics, baseline = dict[str, Any](), dict[str, Any]()
@@ -116,14 +114,14 @@ def _run(
         print(f"{name} ...", file=sys.stderr, flush=True)
         settings = protocol.Config(**{field.name: getattr(config, field.name) for field in fields(EvalConfig)})
         try:
-            result = protocol.evaluate(loaded, data, settings, out and _own_path(out, name, data))
+            result = run(protocol, loaded, data, settings, folder and _own_path(folder, name, data))
         except (DataError, UsageError) as error:
             notes.append(_left_out(name, str(error).splitlines()[0]))
             continue
         notes += [f"{name}: {note}" for note in result["notes"]]
         if other is not None:
             try:
-                bare = protocol.evaluate(other, data, replace(settings, floor=False), None)
+                bare = run(protocol, other, data, replace(settings, floor=False))
                 baseline[name] = protocol.columns(bare["metrics"])
             except (DataError, UsageError) as error:  # such as a CNN, which has no attention to show
                 notes.append(_left_out(f"the baseline's {name}", str(error).splitlines()[0]))
@@ -147,14 +145,8 @@ def _left_out(name: str, reason: str) -> str:
     return f"{name} is left out: {reason}"
 
 
-def _own_path(out: Path, name: str, data: str | Path) -> Path:
-    run = out.parent.parent
-    if out.parent.name == "eval" and (run / "config.yaml").is_file():
-        return result_path(run, name, data)
-    return out.with_suffix("") / f"{name}.json"
-
-
-def _cell(value: float | str | None) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else f"{value:.1f}"
+def _own_path(folder: Path, name: str, data: str | Path) -> Path:
+    run_folder = folder.parent.parent
+    if folder.parent.name == "eval" and (run_folder / "config.yaml").is_file():
+        return result_path(run_folder, name, data)
+    return folder / f"{name}.json"

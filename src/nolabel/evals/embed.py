@@ -9,8 +9,8 @@ import numpy as np
 
 from nolabel.data.images import Images, LabelledImages, printable, scan, scan_labelled
 from nolabel.errors import StorageError, UsageError
-from nolabel.evals.protocol import EvalConfig, check_common, describe_weights
-from nolabel.evals.shared.cache import cache_folder, features
+from nolabel.evals.protocol import EvalConfig, cache_folder, check_common, describe_weights
+from nolabel.evals.shared.cache import features
 from nolabel.evals.shared.pieces import Layout, pieces_of
 from nolabel.weights.load import Loaded
 
@@ -18,7 +18,7 @@ SUFFIXES = (".npz", ".parquet")
 
 
 class Embedded(NamedTuple):
-    """What was written."""
+    """The file that was written, and its size."""
 
     path: Path
     num_images: int
@@ -35,7 +35,7 @@ def embed_images(
     before_norm: bool = False,
     labelled: bool = False,
 ) -> Embedded:
-    """Write one row an image that can be read: its name and its features; with `labelled` its split and class, too.
+    """Write one row per image that can be read: its name and its features; with `labelled` its split and class, too.
 
     Raises UsageError for another suffix than .npz and .parquet, or a missing library; StorageError.
     """
@@ -97,7 +97,7 @@ def _write_npz(path: Path, rows: np.ndarray, columns: dict[str, list[Any]], fact
 
 
 def _write_parquet(path: Path, rows: np.ndarray, columns: dict[str, list[Any]], facts: dict[str, Any]) -> None:
-    """A row an image: `ids`, `features` (D float32), perhaps `split` and `class`; facts as metadata."""
+    """One row per image: `ids`, `features` (D float32), perhaps `split` and `class`; facts as metadata."""
     pa = _pyarrow()
     import pyarrow.parquet as pq
 

@@ -1,73 +1,191 @@
-"""What every evaluation protocol shares: common settings, the record of what was measured, the untrained floor."""
+"""One frame for every evaluation protocol: common settings, the run, the result, the untrained floor."""
 
-from collections.abc import Callable, Mapping
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from nolabel.errors import UsageError
+from nolabel.errors import DataError, UsageError
+from nolabel.evals.shared.results import data_name, write_result
 from nolabel.networks.backbones import backbone
+from nolabel.networks.precision import Precision
 from nolabel.weights.load import Loaded
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Settings that every protocol has."""
+    """Settings of every protocol."""
 
     image_size: int | None = None
     """Side of the image that the network sees, in pixels; by default that of the weights."""
     seed: int = 0
-    """Of everything random, such as the weights of the untrained floor."""
+    """Random seed, for example for the untrained network of the floor."""
     floor: bool = True
-    """Measure what needs no training, too: random weights, raw pixels."""
-    precision: str = "fp32"
-    """fp32, bf16 or fp16."""
+    """Also measure what needs no training: random weights, raw pixels."""
+    precision: Precision = "fp32"
+    """Precision of forward passes: fp32, or mixed with bf16 or fp16."""
     device: str = "cpu"
     """Where features are computed."""
     batch_size: int = 128
-    """Images a forward pass."""
+    """Images per forward pass."""
     workers: int = 0
     """Processes that decode images."""
     cache: bool = True
-    """Keep features on disk, in RUN/eval/cache or $NOLABEL_CACHE, and use those that are there."""
+    """Keep features on disk, in RUN/eval/cache or $NOLABEL_CACHE, and use the kept ones."""
 
 
-def anything(_data: str | Path) -> str | None:
-    """No opinion: a protocol that does not say beforehand which data it takes."""
-    return None
+class Folders(NamedTuple):
+    """Where a protocol may write; None: nowhere."""
+
+    cache: Path | None
+    """Features that are kept for the next evaluation."""
+    files: Path | None
+    """Files beside the result: classifiers, masks, pictures."""
+
+
+Floor = Callable[[Loaded], Mapping[str, Any]]
+"""The untrained network to the rows of the floor, each with metrics as those of the network."""
+
+
+def no_notes(_floor: Mapping[str, Any]) -> list[str]:
+    """Nothing to note about the floor."""
+    return []
+
+
+def no_files(_folder: Path) -> None:
+    """No file beside the result."""
+
+
+class Measured(NamedTuple):
+    """Outcome of a protocol for one network; `run` makes the result of it."""
+
+    metrics: Mapping[str, Any]
+    data: Mapping[str, Any]
+    """Facts about the data beside its name."""
+    settings: Mapping[str, Any]
+    """Settings beside those of `describe_weights`."""
+    floor: Floor | Mapping[str, Any]
+    """Rows that need no training: a function, which is called unless --no-floor; or the rows themselves, where one pass
+    over the images measures them together with the network."""
+    notes: Sequence[str] = ()
+    """Sentences that a reader of the numbers needs."""
+    floor_notes: Callable[[Mapping[str, Any]], list[str]] = no_notes
+    """Notes that follow from the rows of the floor."""
+    write_files: Callable[[Path], None] = no_files
+    """Write files into a folder, once the result is written."""
+    times: Mapping[str, Any] | None = None
+    """Content of NAME.time.json; by default the seconds of the network and of the floor, the device, the workers."""
+    baseline: Mapping[str, Any] | None = None
+    """Metrics of other weights (`all` only)."""
+
+
+def anything(_data: str | Path) -> None:
+    """Accept any data."""
 
 
 class Protocol(NamedTuple):
-    """An evaluation protocol as commands and Python see it."""
+    """An evaluation protocol. `run` carries it out."""
 
+    name: str
+    version: int
+    """Raised when numbers are not comparable with those of before."""
     title: str
-    """What its numbers are, for the table."""
+    """Meaning and unit of the numbers, for the table."""
     Config: type[EvalConfig]
-    evaluate: Callable[[Loaded, str | Path, Any, Path | None], dict[str, Any]]
-    """(weights, DATA, settings, file for the result or None) to the result, which is also written to the file."""
+    measure: Callable[[Loaded, str | Path, Any, Folders], Measured]
+    """(weights, DATA, settings, folders) to all that a result needs. Raises UsageError for settings that cannot work,
+    DataError for data that cannot be used."""
     columns: Callable[[Mapping[str, Any]], dict[str, float | str]]
-    """`metrics` of a result, or one of its floors, as the columns of the table."""
-    accepts: Callable[[str | Path], str | None] = anything
-    """None where DATA fits, else why not, in one line; quick, as it opens no image."""
+    """`metrics` of a result, or one row of its floor, as the columns of the table."""
+    check_data: Callable[[str | Path], object] = anything
+    """Raises DataError where DATA does not fit. Quick, as it opens no image."""
     unasked: bool = True
-    """Whether `eval all` runs it without being told: not what trains the backbone or takes hours."""
+    """Whether `eval all` runs it by default: not a protocol that trains the backbone or takes hours."""
+
+
+def run(
+    protocol: Protocol, loaded: Loaded, data: str | Path, config: EvalConfig, out: Path | None = None
+) -> dict[str, Any]:
+    """The result of a protocol; docs/evals has a page for each one with its keys.
+
+    With `out` the result is written there, durations to NAME.time.json beside it, more files to the folder of its name.
+    Raises UsageError for settings, DataError for data that cannot be used, NumericError where training diverges, and
+    StorageError.
+    """
+    check_common(config)
+    start = time.perf_counter()
+    folders = Folders(cache_folder(loaded, config), out and out.with_suffix(""))
+    measured = protocol.measure(loaded, data, config, folders)
+    learned, floor = time.perf_counter(), measured.floor
+    if not isinstance(floor, Mapping):
+        floor = floor(untrained(loaded, config.seed)) if config.floor else {}
+    result = {
+        "protocol": protocol.name,
+        "version": protocol.version,
+        "metrics": measured.metrics,
+        "floor": floor,
+        **({} if measured.baseline is None else {"baseline": measured.baseline}),
+        "settings": describe_weights(loaded, config) | dict(measured.settings),
+        "data": {"name": data_name(data), **measured.data},
+        "seed": config.seed,
+        "notes": [*measured.notes, *measured.floor_notes(floor)],
+    }
+    if out is not None:
+        seconds = {"weights": learned - start, "floor": time.perf_counter() - learned}
+        write_result(out, result, measured.times or time_record(seconds, config))
+        measured.write_files(out.with_suffix(""))
+    return result
+
+
+def time_record(seconds: Mapping[str, float], config: EvalConfig) -> dict[str, Any]:
+    """Content of NAME.time.json, by default."""
+    return {"seconds": seconds, "device": config.device, "workers": config.workers}
+
+
+def refusal(protocol: Protocol, data: str | Path) -> str | None:
+    """The reason, in one line, why DATA does not fit a protocol; None where it fits."""
+    try:
+        protocol.check_data(data)
+    except DataError as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def check_common(config: EvalConfig) -> None:
     """UsageError for common settings that cannot work."""
-    for name, value, least in (
-        ("image_size", config.image_size, 1),
-        ("batch_size", config.batch_size, 1),
-        ("workers", config.workers, 0),
-    ):
+    check_at_least(config, 1, "image_size", "batch_size")
+    check_at_least(config, 0, "workers")
+
+
+def check_at_least(config: EvalConfig, least: int, *names: str) -> None:
+    """UsageError where one of these settings is below `least`; None is allowed."""
+    for name in names:
+        value = getattr(config, name)
         if value is not None and value < least:
             raise UsageError(f"{name} must be at least {least}, not {value}.")
 
 
+def cache_folder(loaded: Loaded, config: EvalConfig) -> Path | None:
+    """The folder of kept features; None without `config.cache`.
+
+    $NOLABEL_CACHE where it is set; RUN/eval/cache for the weights of a run; else the user's cache folder.
+    """
+    if not config.cache:
+        return None
+    if os.environ.get("NOLABEL_CACHE"):
+        return Path(os.environ["NOLABEL_CACHE"])
+    run_folder = Path(loaded.name)
+    if (run_folder / "config.yaml").is_file():
+        return run_folder / "eval" / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nolabel"
+
+
 def describe_weights(loaded: Loaded, config: EvalConfig) -> dict[str, Any]:
-    """What the numbers depend on in weights and preprocessing, and no path: the start of a result's `settings`."""
+    """Facts about weights and preprocessing that decide the numbers, without a path: the start of `settings`."""
     return {
         "weights": Path(loaded.name).name,
         "weights_fingerprint": loaded.fingerprint,
@@ -91,7 +209,7 @@ def untrained(loaded: Loaded, seed: int) -> Loaded:
 
 
 def format_result(result: Mapping[str, Any], protocol: Protocol) -> str:
-    """A result with its floors for people: a line each."""
+    """A result and its floors as a table, one line each."""
     weights = str(result["settings"]["weights"])
     rows = [(name.replace("_", " "), values) for name, values in result["floor"].items()]
     rows = [("untrained network" if name == "random weights" else name, values) for name, values in rows]
@@ -100,17 +218,19 @@ def format_result(result: Mapping[str, Any], protocol: Protocol) -> str:
     names = list(table[-1][1])
     width = max(10, *(len(name) + 3 for name in names))
     lines = [f"{protocol.title:<24}" + "".join(f"{name:>{width}}" for name in names)]
-    lines += [f"{name:<24}" + "".join(f"{_cell(row.get(n)):>{width}}" for n in names) for name, row in table]
+    lines += [f"{name:<24}" + "".join(f"{format_cell(row.get(n)):>{width}}" for n in names) for name, row in table]
     lines.append(f"{result['data']['name']}: {_about(result['data'])}")
     return "\n".join(lines + [f"note: {note}" for note in result["notes"]])
 
 
-def _cell(value: float | str | None) -> str:
+def format_cell(value: float | str | None) -> str:
+    """A number with one decimal; nothing for None."""
     if value is None:
         return ""
     return value if isinstance(value, str) else f"{value:.1f}"
 
 
 def _about(data: Mapping[str, Any]) -> str:
-    known = ((f"{data[k]} {k.removeprefix('num_')}" for k in data if k.startswith("num_")), data.get("reported_on"))
-    return ", ".join([*known[0], *([f"reported on {known[1]}"] if known[1] else [])])
+    counts = [f"{data[key]} {key.removeprefix('num_')}" for key in data if key.startswith("num_")]
+    split = data.get("reported_on")
+    return ", ".join([*counts, *([f"reported on {split}"] if split else [])])

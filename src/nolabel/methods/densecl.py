@@ -23,6 +23,7 @@ from nolabel.methods.base import MakeBackbone, Method, MethodConfig
 from nolabel.networks.backbones import Backbone, initialize_resnet
 from nolabel.networks.heads import DenseProjector
 from nolabel.networks.matching import match, place_share, pool, unit
+from nolabel.networks.modes import evaluating
 from nolabel.networks.network import Network
 from nolabel.networks.queue import Queue
 from nolabel.networks.teacher import move_teacher
@@ -31,13 +32,10 @@ from nolabel.settings import CHANGEABLE
 from nolabel.views import View
 
 
-@torch.no_grad()
 def check_locations(net: Backbone, size: int, num_grid: int | None) -> None:
     """UsageError where views of `size` pixels leave `net` one location, or `num_grid` does not divide their grid."""
-    training = net.training
-    net.eval()
-    rows, columns = net(next(net.parameters()).new_zeros(1, 3, size, size)).grid
-    net.train(training)
+    with evaluating(net):
+        rows, columns = net(next(net.parameters()).new_zeros(1, 3, size, size)).grid
     if rows * columns < 2:
         raise UsageError(
             f"Views of {size} px leave {net.name} one location, and the dense loss compares several.\n"

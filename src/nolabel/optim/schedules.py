@@ -1,6 +1,7 @@
 """Schedules as pure functions of the clock: there is nothing to save and nothing to restore."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -42,6 +43,11 @@ def linear_by_epoch(start: float, end: float, epochs: int, clock: Clock) -> floa
     if clock.epoch >= epochs:
         return end
     return start + (end - start) * clock.epoch / max(epochs - 1, 1)
+
+
+def multi_step(peak: float, factor: float, milestones: Sequence[int], step: int) -> float:
+    """`peak` until the first milestone, multiplied by `factor` at each one (He et al. 2016)."""
+    return peak * factor ** sum(step >= milestone for milestone in milestones)
 
 
 def fit_warmup(warmup_epochs: float, epochs: float) -> float:

@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as VF
 
 from nolabel.networks.backbones import Backbone
 from nolabel.networks.inspect import cosine_to_pooled, mass_mask
+from nolabel.networks.modes import evaluating
 from nolabel.plots.colors import CATEGORICAL, colormap
 from nolabel.plots.sheet import FAINT, INK, PAGE, Tile, font, sheet, tile_size, to_image
 from nolabel.views import normalize
@@ -167,12 +168,6 @@ def _strongest(heads: Tensor, masks: Tensor) -> Tensor:
 
 @contextmanager
 def looking(backbone: Backbone) -> Iterator[torch.device]:
-    """Evaluation mode without gradients; every module then gets its own mode back. Gives the device."""
-    modes = [(module, module.training) for module in backbone.modules()]
-    backbone.eval()
-    try:
-        with torch.no_grad():
-            yield next(backbone.parameters()).device
-    finally:
-        for module, training in modes:
-            module.training = training
+    """Eval mode without gradients; afterwards every module has its own mode back. Gives the device."""
+    with evaluating(backbone):
+        yield next(backbone.parameters()).device

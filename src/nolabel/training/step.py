@@ -12,13 +12,12 @@ from nolabel.config import (
 )
 from nolabel.data.loader import Batch
 from nolabel.methods import Method
+from nolabel.networks.precision import autocast
 from nolabel.optim.optimizers import all_finite, clip_grad, set_schedules
 from nolabel.optim.schedules import Clock
 from nolabel.randomness import generator
 from nolabel.training.job import Job, Record
 from nolabel.views import normalize, render
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def training_step(job: Job, views: Sequence[Tensor], clock: Clock) -> Record:
@@ -75,12 +74,13 @@ def _forward_backward(job: Job, views: Sequence[Tensor], clock: Clock) -> dict[s
     """Mean metrics and accumulated gradients over the micro-batches of the step."""
     pieces = [torch.split(v, known(job.config.micro_batch)) for v in views]
     number = len(pieces[0])
-    dtype = DTYPES[job.config.precision]
+    precision = job.config.precision
+    assert precision != "auto", "resolve comes first"
     total: dict[str, Tensor] = {}
     for i in range(number):
         more = i < number - 1
         with distributed.gradients_stay(job.model) if more else contextlib.nullcontext():
-            with torch.autocast(job.device.type, dtype, enabled=dtype != torch.float32):
+            with autocast(job.device, precision):
                 metrics = job.model([p[i] for p in pieces], clock)
             job.scaler.scale(metrics["loss"] / number).backward()
         for name, value in metrics.items():

@@ -15,10 +15,10 @@ import torch
 from nolabel.data.images import scan_labelled
 from nolabel.errors import DataError, NumericError, UsageError
 from nolabel.evals.classification import classifier, crops
+from nolabel.evals.classification.batches import batch_keys
 from nolabel.evals.classification.classifier import (
     Plan,
     accuracy,
-    batch_keys,
     lr_at,
     make_optimizer,
     mixed,
@@ -26,10 +26,9 @@ from nolabel.evals.classification.classifier import (
 )
 from nolabel.evals.classification.classifier import with_classifier as attach
 from nolabel.evals.classification.crops import AugmentedCrops, rand_augment, seeded
-from nolabel.evals.classification.finetune import columns, evaluate_finetune
+from nolabel.evals.classification.finetune import PROTOCOL, columns
 from nolabel.evals.classification.finetune_settings import FinetuneConfig, make_plan, published
-from nolabel.evals.protocol import format_result
-from nolabel.evals.protocols import PROTOCOLS
+from nolabel.evals.protocol import format_result, run
 from nolabel.networks.backbones import backbone
 from nolabel.weights.load import Loaded, load_weights
 
@@ -215,7 +214,7 @@ def test_rand_augment_changes_an_image_within_its_type() -> None:
 
 def test_every_image_once_an_epoch() -> None:
     plan = Plan(steps=6, steps_per_epoch=3, batch_size=2, lr=1, min_lr=0, warmup_steps=0)
-    keys = batch_keys(7, plan, seed=0)
+    keys = batch_keys(7, plan.steps, plan.steps_per_epoch, plan.batch_size, seed=0)
     for epoch in (0, 1):
         rows = [row for batch in keys[3 * epoch : 3 * epoch + 3] for e, row in batch if e == epoch]
         assert len(set(rows)) == 6
@@ -253,9 +252,9 @@ def test_the_average_is_tested_where_it_is_asked_for(loaded: Loaded, splits_fold
 def test_the_result(loaded: Loaded, splits_folder: Path, tmp_path: Path) -> None:
     config = FinetuneConfig(epochs=8, fractions=(0.1, 0.5, 1.0, 0.01), lrs=(0.1,))
     files = [tmp_path / name / "finetune.json" for name in ("a", "b")]
-    result = evaluate_finetune(loaded, splits_folder, config, files[0])
+    result = run(PROTOCOL, loaded, splits_folder, config, files[0])
     moved = shutil.copytree(splits_folder, tmp_path / "elsewhere" / "pets")
-    evaluate_finetune(loaded, moved, replace(config, floor=False), files[1])
+    run(PROTOCOL, loaded, moved, replace(config, floor=False), files[1])
     again = json.loads(files[1].read_text()) | {"floor": json.loads(json.dumps(result["floor"]))}
     assert again == json.loads(files[0].read_text())
     assert str(tmp_path) not in files[0].read_text()
@@ -268,8 +267,8 @@ def test_the_result(loaded: Loaded, splits_folder: Path, tmp_path: Path) -> None
     assert metrics["100 %"]["top1"] > 60 and metrics["100 %"]["top5"] == 100
     assert result["data"]["reported_on"] == "test"
     assert columns(metrics)["10 % top-1"] == metrics["10 %"]["top1"]
-    assert "100 % top-1" in format_result(result, PROTOCOLS["finetune"])
-    assert not PROTOCOLS["finetune"].unasked
+    assert "100 % top-1" in format_result(result, PROTOCOL)
+    assert not PROTOCOL.unasked
     assert sorted(p.name for p in (tmp_path / "a" / "finetune").iterdir()) == [
         "10-percent",
         "100-percent",
@@ -280,7 +279,7 @@ def test_the_result(loaded: Loaded, splits_folder: Path, tmp_path: Path) -> None
 def test_the_network_that_was_kept_is_the_one_that_was_tested(
     loaded: Loaded, splits_folder: Path, tmp_path: Path
 ) -> None:
-    result = evaluate_finetune(loaded, splits_folder, SMALL, tmp_path / "finetune.json")
+    result = run(PROTOCOL, loaded, splits_folder, SMALL, tmp_path / "finetune.json")
     folder = tmp_path / "finetune" / "100-percent"
     net = type(loaded.backbone)(timm.create_model(f"local-dir:{folder}", pretrained=True).eval(), "resnet18", {})
     found = accuracy(net, loaded, scan_labelled(splits_folder)["test"], SMALL)
@@ -302,18 +301,18 @@ def test_the_rate_is_chosen_on_val_and_never_on_test(
 
     monkeypatch.setattr(finetune, "accuracy", spy)
     config = replace(SMALL, lrs=(1e-9, 0.1))
-    result = evaluate_finetune(loaded, splits_folder, config)
+    result = run(PROTOCOL, loaded, splits_folder, config)
     assert seen == [("val", 15), ("val", 15), ("test", 12)]
     row = result["metrics"]["100 %"]
     assert row["chosen_on"] == "val" and [t["lr"] for t in row["sweep"]] == [1e-9, 0.1]
     assert row["lr"] == max(row["sweep"], key=lambda t: (t["top1"], -t["lr"]))["lr"]
     shutil.rmtree(splits_folder / "val")
     seen.clear()
-    result = evaluate_finetune(loaded, splits_folder, config)
+    result = run(PROTOCOL, loaded, splits_folder, config)
     assert seen == [("train", 3), ("train", 3), ("test", 12)]
     assert (result["metrics"]["100 %"]["chosen_on"], result["metrics"]["100 %"]["images"]) == ("10 % of train", 36)
     with pytest.raises(DataError, match="One image a class leaves none"):
-        evaluate_finetune(loaded, splits_folder, replace(config, fractions=(0.1,)))
+        run(PROTOCOL, loaded, splits_folder, replace(config, fractions=(0.1,)))
 
 
 def test_lists_and_files_that_cannot_be_read(loaded: Loaded, splits_folder: Path, tmp_path: Path) -> None:
@@ -321,21 +320,21 @@ def test_lists_and_files_that_cannot_be_read(loaded: Loaded, splits_folder: Path
     names = [f"{c}/{i:03d}.png" for c in ("cat", "dog", "newt") for i in (1, 2)]
     (tmp_path / "few.txt").write_text("\n".join(names))
     config = replace(SMALL, files=(tmp_path / "few.txt",))
-    result = evaluate_finetune(loaded, splits_folder, config)
+    result = run(PROTOCOL, loaded, splits_folder, config)
     assert result["metrics"]["few"]["images"] == 6
     assert result["data"]["splits"]["train"]["unreadable"] == 1
     (tmp_path / "few.txt").write_text("\n".join(names[:4]))
     with pytest.raises(DataError, match="no image of 1 classes of train: newt"):
-        evaluate_finetune(loaded, splits_folder, config)
+        run(PROTOCOL, loaded, splits_folder, config)
     (tmp_path / "few.txt").write_text("cat/000.png")
     with pytest.raises(DataError, match="names that train lacks"):
-        evaluate_finetune(loaded, splits_folder, config)
+        run(PROTOCOL, loaded, splits_folder, config)
 
 
 def test_a_loss_that_is_not_finite_stops_it(loaded: Loaded, splits_folder: Path) -> None:
     config = replace(SMALL, lrs=(1e12,), epochs=10)
     with pytest.raises(NumericError, match="lower the learning rate"):
-        evaluate_finetune(loaded, splits_folder, config)
+        run(PROTOCOL, loaded, splits_folder, config)
 
 
 def test_an_image_that_vanishes(splits_folder: Path) -> None:
@@ -364,7 +363,7 @@ def test_an_image_that_vanishes(splits_folder: Path) -> None:
 )
 def test_bad_settings(loaded: Loaded, splits_folder: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        evaluate_finetune(loaded, splits_folder, FinetuneConfig(**settings))
+        run(PROTOCOL, loaded, splits_folder, FinetuneConfig(**settings))
 
 
 def test_cifar10(loaded: Loaded, data_packs: Path, tmp_path: Path) -> None:
@@ -381,7 +380,7 @@ def test_cifar10(loaded: Loaded, data_packs: Path, tmp_path: Path) -> None:
                 path.write_bytes(data[ends[i] : ends[i + 1]].tobytes())
     mixing = {"mixup": 0.8, "cutmix": 1.0, "randaugment": 9.0, "drop_path": 0.1, "ema": 0.9}
     config = FinetuneConfig(epochs=2, image_size=32, floor=False, optimizer="adamw", layer_decay=0.8, **mixing)
-    result = evaluate_finetune(loaded, tmp_path / "cifar", config)
+    result = run(PROTOCOL, loaded, tmp_path / "cifar", config)
     assert result["data"]["num_classes"] == 10
     assert 0 <= result["metrics"]["100 %"]["top1"] <= result["metrics"]["100 %"]["top5"] <= 100
-    assert result == evaluate_finetune(loaded, tmp_path / "cifar", replace(config, workers=1))
+    assert result == run(PROTOCOL, loaded, tmp_path / "cifar", replace(config, workers=1))

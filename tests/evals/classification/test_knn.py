@@ -13,9 +13,11 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from nolabel.data.images import scan_labelled
 from nolabel.errors import DataError, StorageError, UsageError
-from nolabel.evals.classification.knn import KNNConfig, evaluate_knn, monitor, monitor_images
+from nolabel.evals.classification.knn import PROTOCOL, KNNConfig, monitor, monitor_images
 from nolabel.evals.classification.neighbours import knn, leave_one_out, raw_floor
-from nolabel.evals.shared.features import extract, raw_pixels
+from nolabel.evals.protocol import EvalConfig, run
+from nolabel.evals.shared.cache import pooled
+from nolabel.evals.shared.features import raw_pixels
 from nolabel.evals.shared.labelled import subset
 from nolabel.evals.shared.results import data_name, result_path
 from nolabel.weights.load import Loaded
@@ -24,8 +26,8 @@ SMALL = KNNConfig(ks=(1, 5, 100))
 
 
 def test_reports_test_and_chooses_k_on_val(loaded: Loaded, splits_folder: Path) -> None:
-    result = evaluate_knn(loaded, splits_folder, SMALL)
-    tables = {name: extract(loaded, split) for name, split in scan_labelled(splits_folder).items()}
+    result = run(PROTOCOL, loaded, splits_folder, SMALL)
+    tables = {name: pooled(loaded, split, EvalConfig(), None) for name, split in scan_labelled(splits_folder).items()}
     on_test = knn(tables["train"], tables["test"], SMALL.ks)
     on_val = knn(tables["train"], tables["val"], SMALL.ks)
     for name, expected in (("top1", on_test.top1), ("top5", on_test.top5)):
@@ -44,16 +46,18 @@ def test_reports_test_and_chooses_k_on_val(loaded: Loaded, splits_folder: Path) 
 
 def test_floors(loaded: Loaded, splits_folder: Path) -> None:
     splits = scan_labelled(splits_folder)
-    floor = evaluate_knn(loaded, splits_folder, SMALL)["floor"]
+    floor = run(PROTOCOL, loaded, splits_folder, SMALL)["floor"]
     raw = raw_floor(raw_pixels(splits["train"]), raw_pixels(splits["test"]), SMALL.ks)
     assert floor["raw_pixels"]["top1"] == pytest.approx({str(k): v for k, v in raw.top1.items()}, abs=1e-4)
     assert floor["random_weights"].keys() == {"top1", "top5"}
-    assert evaluate_knn(loaded, splits_folder, KNNConfig(ks=(1,), floor=False))["floor"] == {}
+    assert run(PROTOCOL, loaded, splits_folder, KNNConfig(ks=(1,), floor=False))["floor"] == {}
 
 
 def test_random_weights_come_from_the_seed(loaded: Loaded, splits_folder: Path) -> None:
     state = torch.get_rng_state()
-    floors = [evaluate_knn(loaded, splits_folder, KNNConfig(ks=(1, 2, 3, 4, 5), seed=s))["floor"] for s in (0, 0, 1, 2)]
+    floors = [
+        run(PROTOCOL, loaded, splits_folder, KNNConfig(ks=(1, 2, 3, 4, 5), seed=s))["floor"] for s in (0, 0, 1, 2)
+    ]
     assert torch.equal(torch.get_rng_state(), state)
     assert floors[0] == floors[1]
     assert any(f["random_weights"] != floors[0]["random_weights"] for f in floors[2:])
@@ -64,8 +68,8 @@ def test_same_seed_same_bytes_wherever_the_data_lies(loaded: Loaded, splits_fold
     moved = tmp_path / "elsewhere" / "pets"
     shutil.copytree(splits_folder, moved)
     outs = [tmp_path / "run" / "eval" / f"{name}.json" for name in ("a", "b")]
-    result = evaluate_knn(loaded, splits_folder, SMALL, outs[0])
-    evaluate_knn(loaded, moved, KNNConfig(ks=(1, 5, 100), workers=1), outs[1])
+    result = run(PROTOCOL, loaded, splits_folder, SMALL, outs[0])
+    run(PROTOCOL, loaded, moved, KNNConfig(ks=(1, 5, 100), workers=1), outs[1])
     assert outs[0].read_bytes() == outs[1].read_bytes()
     assert json.loads(outs[0].read_text()) == json.loads(json.dumps(result))
     assert str(tmp_path) not in outs[0].read_text()
@@ -76,17 +80,17 @@ def test_same_seed_same_bytes_wherever_the_data_lies(loaded: Loaded, splits_fold
 
 def test_val_alone_is_reported_and_k_chosen_on_a_tenth_of_train(loaded: Loaded, splits_folder: Path) -> None:
     shutil.rmtree(splits_folder / "test")
-    result = evaluate_knn(loaded, splits_folder, SMALL)
+    result = run(PROTOCOL, loaded, splits_folder, SMALL)
     assert result["data"]["reported_on"] == "val"
     assert result["metrics"]["k_chosen_on"] == "10 % of train"
-    train, val = (extract(loaded, s) for s in scan_labelled(splits_folder).values())
+    train, val = (pooled(loaded, s, EvalConfig(), None) for s in scan_labelled(splits_folder).values())
     assert result["metrics"]["top1"]["1"] == pytest.approx(knn(train, val, (1,)).top1[1], abs=1e-4)
 
 
 def test_too_few_images_to_choose_k(loaded: Loaded, splits_folder: Path) -> None:
     shutil.rmtree(splits_folder / "train")
     (splits_folder / "val").rename(splits_folder / "train")
-    metrics = evaluate_knn(loaded, splits_folder, KNNConfig(ks=(1, 18, 100), floor=False))["metrics"]
+    metrics = run(PROTOCOL, loaded, splits_folder, KNNConfig(ks=(1, 18, 100), floor=False))["metrics"]
     assert (metrics["k"], metrics["k_chosen_on"]) == (18, "nothing")
 
 
@@ -94,8 +98,8 @@ def test_class_folders_without_splits_leave_one_out(loaded: Loaded, splits_folde
     folder = splits_folder / "val"
     for extra in list((folder / "newt").iterdir())[1:]:
         extra.unlink()
-    result = evaluate_knn(loaded, folder, KNNConfig(ks=(1, 10)))
-    table = extract(loaded, scan_labelled(folder)["all"])
+    result = run(PROTOCOL, loaded, folder, KNNConfig(ks=(1, 10)))
+    table = pooled(loaded, scan_labelled(folder)["all"], EvalConfig(), None)
     expected = leave_one_out(table, (1, 10)).top1
     assert result["metrics"]["top1"] == pytest.approx({str(k): v for k, v in expected.items()}, abs=1e-4)
     assert result["data"]["reported_on"] == "leave one out"
@@ -107,7 +111,7 @@ def test_leave_one_out_takes_at_most_5000_images(
     loaded: Loaded, splits_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nolabel.evals.classification.knn.MAX_LEAVE_ONE_OUT", 9)
-    result = evaluate_knn(loaded, splits_folder / "train", KNNConfig(ks=(1,)))
+    result = run(PROTOCOL, loaded, splits_folder / "train", KNNConfig(ks=(1,)))
     assert result["data"]["splits"]["all"]["images"] == 9
     assert result["notes"] == ["9 of 36 images, evenly over the classes"]
 
@@ -116,12 +120,12 @@ def test_zip(loaded: Loaded, splits_folder: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
         for path in splits_folder.rglob("*.png"):
             archive.write(path, path.relative_to(splits_folder))
-    assert evaluate_knn(loaded, tmp_path / "pets.zip", SMALL) == evaluate_knn(loaded, splits_folder, SMALL)
+    assert run(PROTOCOL, loaded, tmp_path / "pets.zip", SMALL) == run(PROTOCOL, loaded, splits_folder, SMALL)
 
 
 def test_unreadable_images_are_counted(loaded: Loaded, splits_folder: Path) -> None:
     (splits_folder / "train" / "dog" / "000.png").write_bytes(b"no image")
-    splits = evaluate_knn(loaded, splits_folder, SMALL)["data"]["splits"]
+    splits = run(PROTOCOL, loaded, splits_folder, SMALL)["data"]["splits"]
     assert (splits["train"]["images"], splits["train"]["unreadable"]) == (35, 1)
     assert (splits["test"]["images"], splits["test"]["unreadable"]) == (12, 0)
 
@@ -130,15 +134,15 @@ def test_a_class_that_train_lacks_is_named(loaded: Loaded, splits_folder: Path) 
     for path in (splits_folder / "train" / "newt").iterdir():
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match="Classes in val without a readable image in train: newt"):
-        evaluate_knn(loaded, splits_folder, SMALL)
+        run(PROTOCOL, loaded, splits_folder, SMALL)
     shutil.rmtree(splits_folder / "train" / "newt")
     with pytest.raises(DataError, match="in val without a readable image in train: newt"):
-        evaluate_knn(loaded, splits_folder, SMALL)
+        run(PROTOCOL, loaded, splits_folder, SMALL)
 
 
 def test_no_class_folders(loaded: Loaded, splits_folder: Path) -> None:
     with pytest.raises(DataError):
-        evaluate_knn(loaded, splits_folder / "train" / "cat", SMALL)
+        run(PROTOCOL, loaded, splits_folder / "train" / "cat", SMALL)
 
 
 @pytest.mark.parametrize(
@@ -154,24 +158,24 @@ def test_no_class_folders(loaded: Loaded, splits_folder: Path) -> None:
 )
 def test_bad_settings_are_refused_at_once(loaded: Loaded, config: KNNConfig) -> None:
     with pytest.raises(UsageError, match="must be"):
-        evaluate_knn(loaded, "nowhere", config)
+        run(PROTOCOL, loaded, "nowhere", config)
 
 
 def test_a_result_that_cannot_be_written(loaded: Loaded, splits_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
-        evaluate_knn(loaded, splits_folder, KNNConfig(ks=(1,), floor=False), tmp_path / "file" / "knn.json")
+        run(PROTOCOL, loaded, splits_folder, KNNConfig(ks=(1,), floor=False), tmp_path / "file" / "knn.json")
 
 
 def test_result_path(loaded: Loaded, splits_folder: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    first = result_path(run, "knn", splits_folder)
-    assert first == run / "eval" / "knn.json"
-    evaluate_knn(loaded, splits_folder, KNNConfig(ks=(1,), floor=False), first)
-    assert result_path(run, "knn", splits_folder) == first
-    assert result_path(run, "knn", tmp_path / "birds.zip") == run / "eval" / "knn-birds.json"
+    folder = tmp_path / "run"
+    first = result_path(folder, "knn", splits_folder)
+    assert first == folder / "eval" / "knn.json"
+    run(PROTOCOL, loaded, splits_folder, KNNConfig(ks=(1,), floor=False), first)
+    assert result_path(folder, "knn", splits_folder) == first
+    assert result_path(folder, "knn", tmp_path / "birds.zip") == folder / "eval" / "knn-birds.json"
     first.write_text("{")
-    assert result_path(run, "knn", tmp_path / "birds.zip") == first
+    assert result_path(folder, "knn", tmp_path / "birds.zip") == first
     assert data_name("some/where/birds.zip") == data_name("birds/") == "birds"
     assert data_name(splits_folder / "train" / "..") == "pets"
 
@@ -180,8 +184,8 @@ def test_monitor_is_the_protocol(loaded: Loaded, splits_folder: Path) -> None:
     splits = scan_labelled(splits_folder)
     images = monitor_images(splits, loaded.image_size)
     train, val = (
-        extract(loaded, splits["train"]),
-        extract(loaded, splits["val"]),
+        pooled(loaded, splits["train"], EvalConfig(), None),
+        pooled(loaded, splits["val"], EvalConfig(), None),
     )  # val, never test, is watched
     assert monitor(loaded.backbone, images, loaded.mean, loaded.std) == knn(train, val, (20,)).top1[20]
     assert images.raw == raw_floor(raw_pixels(splits["train"]), raw_pixels(splits["val"]), (20,)).top1[20]

@@ -14,14 +14,12 @@ from torch.nn import functional as F
 
 from nolabel.data.images import scan_labelled
 from nolabel.errors import DataError, UsageError
-from nolabel.evals.classification import augmented
+from nolabel.evals.classification import augmented, lowshot
 from nolabel.evals.classification.augmented import augmented_batches, train_view
-from nolabel.evals.classification.linear import LRS, LinearConfig, _plan, columns, evaluate_linear
-from nolabel.evals.classification.lowshot import LowshotConfig, evaluate_lowshot
+from nolabel.evals.classification.linear import LRS, PROTOCOL, LinearConfig, _plan, columns
 from nolabel.evals.classification.probes import Plan
 from nolabel.evals.classification.sweep import Probe, Samples, sweep
-from nolabel.evals.protocol import format_result
-from nolabel.evals.protocols import PROTOCOLS
+from nolabel.evals.protocol import format_result, run
 from nolabel.evals.shared.cache import features
 from nolabel.evals.shared.pieces import POOLED, Layout, pieces_of
 from nolabel.networks.backbones import backbone
@@ -43,9 +41,9 @@ def vit() -> Loaded:
 def test_the_result(loaded: Loaded, splits_folder: Path, tmp_path: Path) -> None:
     config = LinearConfig(lrs=(0.01, 1.0), epochs=10)
     files = [tmp_path / name / "linear.json" for name in ("a", "b")]
-    result = evaluate_linear(loaded, splits_folder, config, files[0])
+    result = run(PROTOCOL, loaded, splits_folder, config, files[0])
     moved = shutil.copytree(splits_folder, tmp_path / "elsewhere" / "pets")
-    evaluate_linear(loaded, moved, config, files[1])
+    run(PROTOCOL, loaded, moved, config, files[1])
     assert files[0].read_bytes() == files[1].read_bytes()
     assert str(tmp_path) not in files[0].read_text()
     assert json.loads(files[0].read_text()) == json.loads(json.dumps(result))
@@ -59,12 +57,12 @@ def test_the_result(loaded: Loaded, splits_folder: Path, tmp_path: Path) -> None
     assert metrics["top5"] == 100
     assert result["settings"]["head_batch_size"] == 8
     assert not any("blocks" in note for note in result["notes"])  # nobody asked for them
-    table = format_result(result, PROTOCOLS["linear"])
+    table = format_result(result, PROTOCOL)
     assert "raw pixels" in table and "top-1" in table and "lr" in table
 
 
 def test_the_classifier_is_kept(loaded: Loaded, splits_folder: Path, tmp_path: Path) -> None:
-    result = evaluate_linear(loaded, splits_folder, SMALL, tmp_path / "linear.json")
+    result = run(PROTOCOL, loaded, splits_folder, SMALL, tmp_path / "linear.json")
     with safe_open(tmp_path / "linear" / "head.safetensors", "pt") as file:
         weight, bias, facts = file.get_tensor("weight"), file.get_tensor("bias"), file.metadata()
     test = features(loaded, scan_labelled(splits_folder)["test"], [POOLED], SMALL, None).table([POOLED])
@@ -76,14 +74,14 @@ def test_the_classifier_is_kept(loaded: Loaded, splits_folder: Path, tmp_path: P
 
 def test_val_alone_is_reported_and_a_tenth_of_train_decides(loaded: Loaded, splits_folder: Path) -> None:
     shutil.rmtree(splits_folder / "test")
-    result = evaluate_linear(loaded, splits_folder, SMALL)
+    result = run(PROTOCOL, loaded, splits_folder, SMALL)
     assert (result["metrics"]["chosen_on"], result["metrics"]["retrained"]) == ("10 % of train", True)
     assert result["data"]["reported_on"] == "val"
 
 
 def test_layouts_of_a_vit(vit: Loaded, splits_folder: Path) -> None:
     config = LinearConfig(lrs=(0.1,), epochs=2, floor=False, blocks=(1, 2, 4), mean_patches="both")
-    result = evaluate_linear(vit, splits_folder, config)
+    result = run(PROTOCOL, vit, splits_folder, config)
     tried = [(t["blocks"], t["mean_patches"]) for t in result["metrics"]["sweep"]]
     assert tried == [(n, mean) for n in (1, 2, 3) for mean in (False, True)]
     assert "blocks above 3" in result["notes"][0]
@@ -94,7 +92,7 @@ def test_layouts_of_a_vit(vit: Loaded, splits_folder: Path) -> None:
 def test_other_heads(head: str, vit: Loaded, loaded: Loaded, splits_folder: Path, tmp_path: Path) -> None:
     config = LinearConfig(head=head, blocks=(1,), lrs=(1.0, 30.0), epochs=20, floor=False)  # type: ignore[arg-type]
     for net in (vit, loaded):
-        result = evaluate_linear(net, splits_folder, config, tmp_path / "linear.json")
+        result = run(PROTOCOL, net, splits_folder, config, tmp_path / "linear.json")
         raw = head == "layernorm_l2" and net is vit
         assert result["settings"]["features"] == ("before the final norm" if raw else "final")
         assert result["metrics"]["top1"] > 33
@@ -107,10 +105,10 @@ def test_other_heads(head: str, vit: Loaded, loaded: Loaded, splits_folder: Path
 def test_interleaved_is_another_order_of_the_same(vit: Loaded, splits_folder: Path) -> None:
     """The start is random by position, so the numbers differ a little, and the width is that of both."""
     config = LinearConfig(blocks=(1,), mean_patches="yes", lrs=(0.1,), epochs=2, floor=False, interleaved=True)
-    assert evaluate_linear(vit, splits_folder, config)["settings"]["interleaved"] is True
+    assert run(PROTOCOL, vit, splits_folder, config)["settings"]["interleaved"] is True
     for wrong in (LinearConfig(interleaved=True), LinearConfig(blocks=(1, 4), mean_patches="yes", interleaved=True)):
         with pytest.raises(UsageError, match="--blocks 1 --mean-patches yes"):
-            evaluate_linear(vit, splits_folder, wrong)
+            run(PROTOCOL, vit, splits_folder, wrong)
 
 
 def test_augmented(vit: Loaded, splits_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,10 +119,10 @@ def test_augmented(vit: Loaded, splits_folder: Path, monkeypatch: pytest.MonkeyP
     original = augmented.read
     monkeypatch.setattr(augmented, "read", lambda images, i: (seen.append(images.names[i]), original(images, i))[1])
     config = LinearConfig(augment=True, lrs=(0.1, 1.0), blocks=(1, 2), epochs=2, head_batch_size=7, floor=False)
-    first, again = (evaluate_linear(vit, splits_folder, config) for _ in range(2))
+    first, again = (run(PROTOCOL, vit, splits_folder, config) for _ in range(2))
     assert first == again
     assert len(seen) == 2 * 2 * 35 and bad.names[0] not in seen
-    plain = evaluate_linear(vit, splits_folder, LinearConfig(lrs=(0.1, 1.0), blocks=(1, 2), epochs=2, floor=False))
+    plain = run(PROTOCOL, vit, splits_folder, LinearConfig(lrs=(0.1, 1.0), blocks=(1, 2), epochs=2, floor=False))
     assert plain["metrics"]["sweep"] != first["metrics"]["sweep"]
 
 
@@ -185,7 +183,7 @@ def test_the_defaults_are_twelve_rates_and_two_layouts() -> None:
 
 def test_what_cannot_be_measured(loaded: Loaded, splits_folder: Path) -> None:
     with pytest.raises(DataError, match="Expected train/ with val/ or test/"):
-        evaluate_linear(loaded, splits_folder / "train", SMALL)
+        run(PROTOCOL, loaded, splits_folder / "train", SMALL)
     for settings, message in (
         ({"lrs": (0.0,)}, "above 0"),
         ({"lrs": (math.nan,)}, "above 0"),
@@ -197,15 +195,15 @@ def test_what_cannot_be_measured(loaded: Loaded, splits_folder: Path) -> None:
         ({"batch_size": 0}, "batch_size must be at least 1"),
     ):
         with pytest.raises(UsageError, match=message):
-            evaluate_linear(loaded, splits_folder, LinearConfig(**settings))  # type: ignore[arg-type]
+            run(PROTOCOL, loaded, splits_folder, LinearConfig(**settings))  # type: ignore[arg-type]
     shutil.rmtree(splits_folder / "train" / "newt")
     with pytest.raises(DataError, match=r"Classes in .* without a readable image in train: newt"):
-        evaluate_linear(loaded, splits_folder, SMALL)
+        run(PROTOCOL, loaded, splits_folder, SMALL)
 
 
 def test_the_end_of_the_sweep_is_pointed_out(loaded: Loaded, splits_folder: Path) -> None:
     """Of the floors, too: one that is too low flatters the network."""
-    result = evaluate_linear(loaded, splits_folder, LinearConfig(lrs=(1e-9, 0.1), epochs=10))
+    result = run(PROTOCOL, loaded, splits_folder, LinearConfig(lrs=(1e-9, 0.1), epochs=10))
     assert "the network: the best learning rate, 0.1, is the highest of the sweep" in result["notes"][0]
     assert result["notes"][1].startswith("raw pixels: the best learning rate")
 
@@ -238,9 +236,11 @@ def test_cifar10(loaded: Loaded, data_packs: Path, tmp_path: Path) -> None:
             folder = tmp_path / split / str(arrays["class_names"][arrays[f"{split}_labels"][i]])
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{i:05d}.jpg").write_bytes(data[ends[i] : ends[i + 1]].tobytes())
-    result = evaluate_linear(loaded, tmp_path, LinearConfig(lrs=(0.001, 0.01, 0.1), epochs=20))
+    result = run(PROTOCOL, loaded, tmp_path, LinearConfig(lrs=(0.001, 0.01, 0.1), epochs=20))
     assert 20 < result["floor"]["raw_pixels"]["top1"] < 40
     assert 12 < result["metrics"]["top1"] < 40
-    shots = evaluate_lowshot(loaded, tmp_path, LowshotConfig(shots=(1, 20), fractions=(), strengths=(1.0,)))
+    shots = run(
+        lowshot.PROTOCOL, loaded, tmp_path, lowshot.LowshotConfig(shots=(1, 20), fractions=(), strengths=(1.0,))
+    )
     few, many = (shots["floor"]["raw_pixels"][name]["top1"] for name in ("1 img", "20 img"))
     assert 8 < few < many < 40

@@ -12,11 +12,10 @@ from sklearn.linear_model import LogisticRegression
 from nolabel.data.images import scan_labelled
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.classification.logistic import center_rows
-from nolabel.evals.classification.lowshot import LowshotConfig, columns, evaluate_lowshot
+from nolabel.evals.classification.lowshot import PROTOCOL, LowshotConfig, columns
 from nolabel.evals.classification.shots import draw_rows, read_list
-from nolabel.evals.protocol import format_result
-from nolabel.evals.protocols import PROTOCOLS
-from nolabel.evals.shared.features import extract
+from nolabel.evals.protocol import EvalConfig, format_result, run
+from nolabel.evals.shared.cache import pooled
 from nolabel.weights.load import Loaded
 
 ONE = LowshotConfig(shots=(1, 5), fractions=(), strengths=(0.1,), floor=False)
@@ -25,8 +24,8 @@ ONE = LowshotConfig(shots=(1, 5), fractions=(), strengths=(0.1,), floor=False)
 def test_the_result(loaded: Loaded, splits_folder: Path, tmp_path: Path) -> None:
     config = LowshotConfig(fractions=(0.01, 0.25), strengths=(0.1, 1.0))
     files = [tmp_path / f"{i}.json" for i in range(2)]
-    result = evaluate_lowshot(loaded, splits_folder, config, files[0])
-    evaluate_lowshot(loaded, shutil.copytree(splits_folder, tmp_path / "there" / "pets"), config, files[1])
+    result = run(PROTOCOL, loaded, splits_folder, config, files[0])
+    run(PROTOCOL, loaded, shutil.copytree(splits_folder, tmp_path / "there" / "pets"), config, files[1])
     assert files[0].read_bytes() == files[1].read_bytes()
     assert json.loads(files[0].read_text()) == json.loads(json.dumps(result))
     assert list(result) == ["protocol", "version", "metrics", "floor", "settings", "data", "seed", "notes"]
@@ -43,15 +42,18 @@ def test_the_result(loaded: Loaded, splits_folder: Path, tmp_path: Path) -> None
     assert case["std"] == pytest.approx(statistics.stdev(case["splits"]), abs=1e-3)
     assert case["strength"] == max(case["sweep"], key=lambda s: (s["chosen_by"], s["strength"]))["strength"]
     assert "±" in str(columns(result["metrics"])["1 img"])
-    assert "5 img" in format_result(result, PROTOCOLS["lowshot"])
+    assert "5 img" in format_result(result, PROTOCOL)
 
 
 @pytest.mark.parametrize("preprocess", ["center", "unit"])
 def test_it_is_logistic_regression_of_scikit_learn(loaded: Loaded, splits_folder: Path, preprocess: str) -> None:
     config = LowshotConfig(shots=(5,), fractions=(), strengths=(0.1,), preprocess=preprocess, floor=False, splits=2)  # type: ignore[arg-type]
-    found = evaluate_lowshot(loaded, splits_folder, config)["metrics"]["5 img"]["splits"]
+    found = run(PROTOCOL, loaded, splits_folder, config)["metrics"]["5 img"]["splits"]
     splits = scan_labelled(splits_folder)
-    train, test = extract(loaded, splits["train"]), extract(loaded, splits["test"])
+    train, test = (
+        pooled(loaded, splits["train"], EvalConfig(), None),
+        pooled(loaded, splits["test"], EvalConfig(), None),
+    )
 
     def ready(x: torch.Tensor) -> torch.Tensor:
         return center_rows(x.double()) if preprocess == "center" else torch.nn.functional.normalize(x.double())
@@ -67,15 +69,15 @@ def test_it_is_logistic_regression_of_scikit_learn(loaded: Loaded, splits_folder
 def test_val_alone_is_reported_and_a_tenth_of_train_decides(loaded: Loaded, splits_folder: Path) -> None:
     """The images that decide are not learned from."""
     shutil.rmtree(splits_folder / "test")
-    result = evaluate_lowshot(
-        loaded, splits_folder, LowshotConfig(shots=(12,), fractions=(), strengths=(0.1, 1.0), floor=False)
+    result = run(
+        PROTOCOL, loaded, splits_folder, LowshotConfig(shots=(12,), fractions=(), strengths=(0.1, 1.0), floor=False)
     )
     assert result["settings"]["strength_chosen_on"] == "10 % of train"
     assert result["data"]["reported_on"] == "val"
     assert result["metrics"]["12 img"]["images"] == [33] * 3  # eleven of twelve in each class
     assert result["notes"] == ["12 img: classes with fewer images give all they have"]
     alone = LowshotConfig(shots=(12,), fractions=(), strengths=(0.1,), floor=False)
-    result = evaluate_lowshot(loaded, splits_folder, alone)
+    result = run(PROTOCOL, loaded, splits_folder, alone)
     assert result["metrics"]["12 img"]["images"] == [36] * 3
     assert result["settings"]["strength_chosen_on"] == "nothing"
 
@@ -156,20 +158,18 @@ def test_files_are_splits(loaded: Loaded, splits_folder: Path, tmp_path: Path) -
     for i in range(2):
         paths.append(tmp_path / f"set{i}.txt")
         paths[i].write_text("\n".join(f"{c}/{j:03d}.png" for c in ("cat", "dog", "newt") for j in range(i, i + 3)))
-    result = evaluate_lowshot(
-        loaded, splits_folder, LowshotConfig(files=tuple(paths), strengths=(0.1, 1.0), floor=False)
-    )
+    result = run(PROTOCOL, loaded, splits_folder, LowshotConfig(files=tuple(paths), strengths=(0.1, 1.0), floor=False))
     assert list(result["metrics"]) == ["files"]
     assert result["metrics"]["files"]["images"] == [9, 9]
     assert result["settings"]["files"] == ["set0.txt", "set1.txt"]
     paths[0].write_text("cat/000.png\ndog/000.png")
     with pytest.raises(DataError, match=r"set0\.txt names no image of 1 classes of train: newt"):
-        evaluate_lowshot(loaded, splits_folder, LowshotConfig(files=tuple(paths), strengths=(0.1, 1.0), floor=False))
+        run(PROTOCOL, loaded, splits_folder, LowshotConfig(files=tuple(paths), strengths=(0.1, 1.0), floor=False))
 
 
 def test_what_cannot_be_measured(loaded: Loaded, splits_folder: Path) -> None:
     with pytest.raises(DataError, match="Expected train/ with val/ or test/"):
-        evaluate_lowshot(loaded, splits_folder / "train", ONE)
+        run(PROTOCOL, loaded, splits_folder / "train", ONE)
     for settings, message in (
         ({"shots": (0,)}, "from 1 up"),
         ({"fractions": (1.5,)}, "up to 1"),
@@ -182,9 +182,9 @@ def test_what_cannot_be_measured(loaded: Loaded, splits_folder: Path) -> None:
         ({"blocks": 2}, "not 2"),
     ):
         with pytest.raises(UsageError, match=message):
-            evaluate_lowshot(loaded, splits_folder, LowshotConfig(**settings))  # type: ignore[arg-type]
+            run(PROTOCOL, loaded, splits_folder, LowshotConfig(**settings))  # type: ignore[arg-type]
     with pytest.raises(DataError, match="Nothing is left to measure: 1 % skipped"):
-        evaluate_lowshot(loaded, splits_folder, LowshotConfig(shots=(), fractions=(0.01,)))
+        run(PROTOCOL, loaded, splits_folder, LowshotConfig(shots=(), fractions=(0.01,)))
 
 
 def test_nothing_to_choose_the_regularisation_on(loaded: Loaded, splits_folder: Path) -> None:
@@ -193,5 +193,5 @@ def test_nothing_to_choose_the_regularisation_on(loaded: Loaded, splits_folder: 
         if path.name != "000.png":
             path.unlink()
     with pytest.raises(DataError, match=r"--strengths 0\.075"):
-        evaluate_lowshot(loaded, splits_folder, LowshotConfig(shots=(1,), fractions=(), floor=False))
-    assert evaluate_lowshot(loaded, splits_folder, ONE)["metrics"]["1 img"]["images"] == [3, 3, 3]
+        run(PROTOCOL, loaded, splits_folder, LowshotConfig(shots=(1,), fractions=(), floor=False))
+    assert run(PROTOCOL, loaded, splits_folder, ONE)["metrics"]["1 img"]["images"] == [3, 3, 3]

@@ -11,8 +11,9 @@ from PIL import Image
 
 from nolabel.data.demo import world as world_module
 from nolabel.errors import DataError, UsageError
-from nolabel.evals.dense.attention import AttentionConfig, attention_of, evaluate_attention, head_scores
+from nolabel.evals.dense.attention import PROTOCOL, AttentionConfig, attention_of, head_scores
 from nolabel.evals.dense.iou import VOID
+from nolabel.evals.protocol import run
 from nolabel.networks.backbones import backbone
 from nolabel.weights.load import Loaded
 
@@ -54,9 +55,9 @@ def test_head_scores_by_hand() -> None:
 
 def test_result(vit: Loaded, world: Path, tmp_path: Path) -> None:
     outs = [tmp_path / name / "attention.json" for name in ("a", "b")]
-    result = evaluate_attention(vit, world, SMALL, outs[0])
+    result = run(PROTOCOL, vit, world, SMALL, outs[0])
     shutil.copytree(world, tmp_path / "moved" / "shapes")
-    evaluate_attention(vit, tmp_path / "moved" / "shapes", SMALL, outs[1])
+    run(PROTOCOL, vit, tmp_path / "moved" / "shapes", SMALL, outs[1])
     assert outs[0].read_bytes() == outs[1].read_bytes()
     assert json.loads(outs[0].read_text()) == json.loads(json.dumps(result))
     assert str(tmp_path) not in outs[0].read_text()
@@ -78,7 +79,7 @@ def test_the_best_head_of_each_object_counts(vit: Loaded, world: Path, monkeypat
     maps = torch.stack([torch.ones(8, 8), middle])
     monkeypatch.setattr("nolabel.evals.dense.attention.attention_of", lambda *_: maps)
     config = AttentionConfig(short_side=64, keep=(1.0,), floor=False)
-    metrics = evaluate_attention(vit, world, config)["metrics"]
+    metrics = run(PROTOCOL, vit, world, config)["metrics"]
     expected, each = [], []
     for i in range(6):
         mask = torch.from_numpy(np.asarray(Image.open(world / f"masks/{i}.png")).astype(bool))
@@ -92,7 +93,7 @@ def test_a_cnn_has_a_stand_in(loaded: Loaded, world: Path) -> None:
     x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     maps = attention_of(loaded.backbone, x)
     assert maps.shape == (1, 2, 3) and float(maps.min()) == 0
-    result = evaluate_attention(loaded, world, SMALL)
+    result = run(PROTOCOL, loaded, world, SMALL)
     assert result["settings"]["maps"] == "cosine to pooled"
     assert result["notes"] == ["no class token: the map is the cosine of each location with the pooled feature"]
 
@@ -114,14 +115,14 @@ def test_voc_objects_are_instances(vit: Loaded, tmp_path: Path) -> None:
     (root / "ImageSets/Segmentation").mkdir(parents=True)
     for split, name in (("train", "a"), ("val", "b")):
         (root / f"ImageSets/Segmentation/{split}.txt").write_text(f"{name}\n")
-    assert evaluate_attention(vit, tmp_path, SMALL)["metrics"]["num_objects"] == 2
+    assert run(PROTOCOL, vit, tmp_path, SMALL)["metrics"]["num_objects"] == 2
     shutil.rmtree(root / "SegmentationObject")
-    assert evaluate_attention(vit, tmp_path, SMALL)["metrics"]["num_objects"] == 1
+    assert run(PROTOCOL, vit, tmp_path, SMALL)["metrics"]["num_objects"] == 1
 
 
 def test_a_part_of_the_images(vit: Loaded, world: Path) -> None:
     config = AttentionConfig(short_side=64, max_images=2, floor=False)
-    result = evaluate_attention(vit, world, config)
+    result = run(PROTOCOL, vit, world, config)
     assert result["data"]["num_images"] == 2 and result["notes"] == ["2 of 7 images"]
 
 
@@ -130,7 +131,7 @@ def test_no_object(vit: Loaded, world: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "shapes/masks").iterdir():
         Image.new("L", (40, 40)).save(path)
     with pytest.raises(DataError, match="No image has an object"):
-        evaluate_attention(vit, tmp_path / "shapes", SMALL)
+        run(PROTOCOL, vit, tmp_path / "shapes", SMALL)
 
 
 @pytest.mark.parametrize(
@@ -139,12 +140,11 @@ def test_no_object(vit: Loaded, world: Path, tmp_path: Path) -> None:
         AttentionConfig(keep=()),
         AttentionConfig(keep=(1.2,)),
         AttentionConfig(max_images=0),
-        AttentionConfig(precision="x"),
     ],
 )
 def test_bad_settings_are_refused_at_once(vit: Loaded, config: AttentionConfig) -> None:
     with pytest.raises(UsageError):
-        evaluate_attention(vit, "nowhere", config)
+        run(PROTOCOL, vit, "nowhere", config)
 
 
 def test_camvid_and_coco(vit: Loaded, data_packs: Path) -> None:
@@ -152,7 +152,7 @@ def test_camvid_and_coco(vit: Loaded, data_packs: Path) -> None:
         pack = data_packs / "dense" / f"{name}.zip"
         if not pack.is_file():
             pytest.skip(f"{pack} is absent")
-        result = evaluate_attention(vit, pack, AttentionConfig(short_side=64, max_images=3))
+        result = run(PROTOCOL, vit, pack, AttentionConfig(short_side=64, max_images=3))
         assert result["data"]["reported_on"] == split
         assert result["metrics"]["num_objects"] > 10
         assert 1 < result["metrics"]["jaccard"]["60"] < 50

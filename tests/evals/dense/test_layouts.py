@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 
 from nolabel.errors import DataError, UsageError
-from nolabel.evals.dense.clips import accepts_clips, is_binary, read_objects, scan_clips
+from nolabel.evals.dense import attention, segmentation, video
+from nolabel.evals.dense.clips import is_binary, read_objects, scan_clips
 from nolabel.evals.dense.iou import VOID
-from nolabel.evals.dense.layouts import Classes, accepts_masks, accepts_train_masks, encode, read_pair, scan_masked
+from nolabel.evals.dense.layouts import Classes, encode, read_pair, scan_masked
+from nolabel.evals.protocol import refusal
 from nolabel.evals.shared.trees import open_tree, read_mask
 
 
@@ -153,15 +155,15 @@ def test_other_trees(tmp_path: Path, pictures: Path) -> None:
         scan_masked(pictures)
     with pytest.raises(DataError, match="does not exist"):
         scan_masked(tmp_path / "nowhere")
-    assert "holds no images with masks" in (accepts_masks(pictures) or "")
-    assert "holds no clips with masks" in (accepts_clips(pictures) or "")
+    assert "holds no images with masks" in (refusal(attention.PROTOCOL, pictures) or "")
+    assert "holds no clips with masks" in (refusal(video.PROTOCOL, pictures) or "")
 
 
 def test_what_data_is_accepted(folders: Path, tmp_path: Path) -> None:
-    assert accepts_masks(folders) is accepts_train_masks(folders) is None
+    assert refusal(attention.PROTOCOL, folders) is refusal(segmentation.PROTOCOL, folders) is None
     pair(tmp_path / "flat", "images/a.png", "masks/a.png")
-    assert accepts_masks(tmp_path / "flat") is None
-    assert accepts_train_masks(tmp_path / "flat") == "no masks in train/ with val/ or test/"
+    assert refusal(attention.PROTOCOL, tmp_path / "flat") is None
+    assert refusal(segmentation.PROTOCOL, tmp_path / "flat") == "no masks in train/ with val/ or test/"
 
 
 def test_a_list_of_classes_that_is_none(folders: Path, tmp_path: Path) -> None:
@@ -260,7 +262,7 @@ def test_clips_of_davis(tmp_path: Path) -> None:
 
 def test_clips_in_folders(tmp_path: Path) -> None:
     clip(tmp_path, "frames", "masks", "dog")
-    assert accepts_clips(tmp_path) is None
+    assert refusal(video.PROTOCOL, tmp_path) is None
     (tmp_path / "masks/dog/00002.png").unlink()  # a frame without a mask is followed and not scored
     assert scan_clips(tmp_path).clips[0].masks[1:] == ("masks/dog/00001.png", None, "masks/dog/00003.png")
     (tmp_path / "masks/dog/00001.png").unlink()

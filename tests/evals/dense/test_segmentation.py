@@ -28,7 +28,8 @@ from nolabel.evals.dense.patches import (
     shares,
     to_classes,
 )
-from nolabel.evals.dense.segmentation import SegmentationConfig, evaluate_segmentation, measure_frozen, plan
+from nolabel.evals.dense.segmentation import PROTOCOL, SegmentationConfig, measure_frozen, plan
+from nolabel.evals.protocol import run
 from nolabel.networks.backbones import backbone
 from nolabel.weights.load import Loaded
 
@@ -171,9 +172,9 @@ def test_scenes_come_in_batches_of_one_size(world: Path) -> None:
 
 def test_result(loaded: Loaded, world: Path, tmp_path: Path) -> None:
     outs = [tmp_path / name / "segmentation.json" for name in ("a", "b")]
-    result = evaluate_segmentation(loaded, world, SMALL, outs[0])
+    result = run(PROTOCOL, loaded, world, SMALL, outs[0])
     shutil.copytree(world, tmp_path / "moved" / "shapes")
-    evaluate_segmentation(loaded, tmp_path / "moved" / "shapes", SMALL, outs[1])
+    run(PROTOCOL, loaded, tmp_path / "moved" / "shapes", SMALL, outs[1])
     assert outs[0].read_bytes() == outs[1].read_bytes()
     assert json.loads(outs[0].read_text()) == json.loads(json.dumps(result))
     assert str(tmp_path) not in outs[0].read_text()
@@ -201,7 +202,7 @@ def test_a_linear_probe_finds_what_is_easy(loaded: Loaded, tmp_path: Path) -> No
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels.astype(np.uint8)).save(path)
     config = SegmentationConfig(short_side=32, epochs=50, bank_size=200, k=3)
-    result = evaluate_segmentation(loaded, tmp_path, config)
+    result = run(PROTOCOL, loaded, tmp_path, config)
     assert result["data"]["reported_on"] == "val" and result["data"]["classes"] == ("0", "1")
     assert result["floor"]["colours"]["linear"]["miou"] > 90
     assert result["floor"]["colours"]["knn"]["miou"] > 90
@@ -215,21 +216,21 @@ def test_a_class_that_train_lacks_is_noted(loaded: Loaded, world: Path, tmp_path
     mask = np.array(Image.open(root / "masks/test/00.png"))
     mask[5:9] = 2
     Image.fromarray(mask).save(root / "masks/test/00.png")
-    result = evaluate_segmentation(loaded, root, SMALL)
+    result = run(PROTOCOL, loaded, root, SMALL)
     assert result["notes"] == ["without a pixel in train, so never found: sky"]
     assert result["metrics"]["linear"]["iou"]["sky"] == 0.0
 
 
 def test_a_vit_and_few_patches(vit: Loaded, world: Path) -> None:
     config = SegmentationConfig(short_side=32, epochs=1, max_patches=24, ways=("linear",), floor=False)
-    result = evaluate_segmentation(vit, world, config)
+    result = run(PROTOCOL, vit, world, config)
     assert result["settings"]["num_patches"] == 24 and result["floor"] == {}
 
 
 def test_finetune(loaded: Loaded, world: Path) -> None:
     config = SegmentationConfig(ways=("finetune",), short_side=32, steps=2, head="linear", seed=3)
     before = {name: tensor.clone() for name, tensor in loaded.backbone.state_dict().items()}
-    results = [evaluate_segmentation(loaded, world, config) for _ in range(2)]
+    results = [run(PROTOCOL, loaded, world, config) for _ in range(2)]
     assert results[0] == results[1]
     assert results[0]["metrics"].keys() == {"finetune"} and results[0]["floor"] == {}
     assert results[0]["settings"]["finetune"]["steps"] == 2
@@ -322,7 +323,7 @@ def test_augment_moves_image_and_classes_together() -> None:
 )
 def test_bad_settings_are_refused_at_once(loaded: Loaded, config: SegmentationConfig) -> None:
     with pytest.raises(UsageError):
-        evaluate_segmentation(loaded, "nowhere", config)
+        run(PROTOCOL, loaded, "nowhere", config)
 
 
 def test_a_test_of_void_and_a_network_that_cannot_be_dilated(loaded: Loaded, world: Path, tmp_path: Path) -> None:
@@ -335,17 +336,17 @@ def test_a_test_of_void_and_a_network_that_cannot_be_dilated(loaded: Loaded, wor
         for path in (root / "masks" / split).glob("*.png"):
             Image.fromarray(np.full_like(np.array(Image.open(path)), 255)).save(path)
     with pytest.raises(DataError, match="is void: there is nothing to measure"):
-        evaluate_segmentation(loaded, root, SMALL)
+        run(PROTOCOL, loaded, root, SMALL)
 
 
 def test_no_train_or_one_class(loaded: Loaded, world: Path, tmp_path: Path) -> None:
     shutil.copytree(world, tmp_path / "shapes")
     with pytest.raises(DataError, match="hold 1 class beside void"):
-        evaluate_segmentation(loaded, tmp_path / "shapes", SegmentationConfig(void=1))
+        run(PROTOCOL, loaded, tmp_path / "shapes", SegmentationConfig(void=1))
     for folder in ("images", "masks"):
         shutil.rmtree(tmp_path / "shapes" / folder / "train")
     with pytest.raises(DataError, match="holds val and test and not train"):
-        evaluate_segmentation(loaded, tmp_path / "shapes", SMALL)
+        run(PROTOCOL, loaded, tmp_path / "shapes", SMALL)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -354,7 +355,7 @@ def test_a_bad_mask_stops_it_with_a_short_error(loaded: Loaded, world: Path, tmp
     Image.new("L", (7, 7)).save(tmp_path / "shapes/masks/train/03.png")
     config = SegmentationConfig(short_side=32, workers=workers)
     with pytest.raises(DataError, match="has 7 x 7 pixels") as caught:
-        evaluate_segmentation(loaded, tmp_path / "shapes", config)
+        run(PROTOCOL, loaded, tmp_path / "shapes", config)
     assert len(str(caught.value).splitlines()) <= 5
 
 

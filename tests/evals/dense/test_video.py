@@ -18,7 +18,8 @@ from nolabel.evals.dense.clips import is_binary, read_objects, scan_clips
 from nolabel.evals.dense.iou import jaccard
 from nolabel.evals.dense.overlay import palette, write_clip, write_mask
 from nolabel.evals.dense.propagation import to_pixels
-from nolabel.evals.dense.video import VideoConfig, evaluate_video, follow, frame_size, over_time, score
+from nolabel.evals.dense.video import PROTOCOL, VideoConfig, follow, frame_size, over_time, score
+from nolabel.evals.protocol import run
 from nolabel.networks.backbones import backbone
 from nolabel.weights.load import Loaded
 
@@ -99,9 +100,9 @@ def test_frame_size(size: tuple[int, int], short: int, patch: int | None, expect
 
 def test_result(loaded: Loaded, world: Path, tmp_path: Path) -> None:
     outs = [tmp_path / name / "video.json" for name in ("a", "b")]
-    result = evaluate_video(loaded, world, SMALL, outs[0])
+    result = run(PROTOCOL, loaded, world, SMALL, outs[0])
     shutil.copytree(world, tmp_path / "moved" / "world")
-    evaluate_video(loaded, tmp_path / "moved" / "world", SMALL, outs[1])
+    run(PROTOCOL, loaded, tmp_path / "moved" / "world", SMALL, outs[1])
     assert outs[0].read_bytes() == outs[1].read_bytes()
     assert str(tmp_path) not in outs[0].read_text()
     assert list(result) == ["protocol", "version", "metrics", "floor", "settings", "data", "seed", "notes"]
@@ -131,20 +132,20 @@ def test_masks_are_compared_with_those_of_their_own_frame(
             read_objects(tree, str(mask), is_binary(tree, str(clip.masks[0]))) for mask in clip.masks[1:]
         ),
     )
-    metrics = evaluate_video(loaded, world, VideoConfig(floor=False))["metrics"]
+    metrics = run(PROTOCOL, loaded, world, VideoConfig(floor=False))["metrics"]
     assert metrics["j"] == metrics["f"] == {"mean": 100.0, "recall": 100.0, "decay": 0.0}
     assert metrics["j_and_f"] == 100.0
 
 
 def test_the_first_and_the_last_frame_are_not_scored(loaded: Loaded, world: Path, tmp_path: Path) -> None:
     config = VideoConfig(short_side=160, stage=2, floor=False, masks=False)
-    before = evaluate_video(loaded, world, config)["metrics"]
+    before = run(PROTOCOL, loaded, world, config)["metrics"]
     shutil.copytree(world, tmp_path / "world")
     nothing = Image.new("L", (40, 40))
     nothing.save(tmp_path / "world/masks/star/00004.png")
-    assert evaluate_video(loaded, tmp_path / "world", config)["metrics"] == before
+    assert run(PROTOCOL, loaded, tmp_path / "world", config)["metrics"] == before
     nothing.save(tmp_path / "world/masks/star/00002.png")
-    after = evaluate_video(loaded, tmp_path / "world", config)["metrics"]
+    after = run(PROTOCOL, loaded, tmp_path / "world", config)["metrics"]
     assert after["objects"]["star/1"]["j"] == pytest.approx(before["objects"]["star/1"]["j"] * 2 / 3, rel=0.3)
 
 
@@ -177,7 +178,7 @@ def test_stages_are_finer(loaded: Loaded, world: Path) -> None:
 
 
 def test_fewer_frames_are_noted(loaded: Loaded, world: Path) -> None:
-    result = evaluate_video(loaded, world, VideoConfig(short_side=40, max_frames=3, floor=False))
+    result = run(PROTOCOL, loaded, world, VideoConfig(short_side=40, max_frames=3, floor=False))
     assert result["notes"] == ["only the first 3 frames of a clip"]
     assert result["data"]["num_frames"] == 6
 
@@ -192,13 +193,13 @@ def test_objects_without_a_number_between_and_a_mask_of_void(vit: Loaded, world:
         ids[:9, :9], ids[20:30, 20:30] = 2, 5
         Image.fromarray(ids).save(path)
     Image.fromarray(np.full((40, 40), 255, np.uint8)).save(masks[1])
-    objects = evaluate_video(vit, root, SMALL)["metrics"]["objects"]
+    objects = run(PROTOCOL, vit, root, SMALL)["metrics"]["objects"]
     assert [name for name in objects if name.startswith("star")] == ["star/2", "star/5"]
     assert not read_objects(scan_clips(root).tree, "masks/star/00001.png", binary=False).any()
     ids[30:] = 3
     Image.fromarray(ids).save(masks[2])
     with pytest.raises(DataError, match="holds object 3, which the first mask of star does not hold"):
-        evaluate_video(vit, root, SMALL)
+        run(PROTOCOL, vit, root, SMALL)
 
 
 def test_masks_that_do_not_fit(loaded: Loaded, world: Path, tmp_path: Path) -> None:
@@ -206,16 +207,16 @@ def test_masks_that_do_not_fit(loaded: Loaded, world: Path, tmp_path: Path) -> N
     shutil.copytree(world, root)
     Image.new("L", (40, 30)).save(root / "masks/star/00002.png")
     with pytest.raises(DataError, match=r"star/00002.png and .*star/00000.png differ in size"):
-        evaluate_video(loaded, root, SMALL)
+        run(PROTOCOL, loaded, root, SMALL)
     Image.fromarray(np.full((40, 40), 2, np.uint8)).save(root / "masks/star/00002.png")
     with pytest.raises(DataError, match=r"star/00002.png holds numbers of objects, and the first mask"):
-        evaluate_video(loaded, root, SMALL)
+        run(PROTOCOL, loaded, root, SMALL)
     Image.new("RGB", (30, 30)).save(root / "frames/star/00001.png")
     with pytest.raises(DataError, match=r"masks/star/00000.png has 40 x 40 pixels, its image .*00001.png 30 x 30"):
-        evaluate_video(loaded, root, SMALL)
+        run(PROTOCOL, loaded, root, SMALL)
     Image.new("L", (40, 40)).save(root / "masks/star/00000.png")
     with pytest.raises(DataError, match="The first mask of star is empty"):
-        evaluate_video(loaded, root, SMALL)
+        run(PROTOCOL, loaded, root, SMALL)
 
 
 @pytest.mark.parametrize(
@@ -226,12 +227,11 @@ def test_masks_that_do_not_fit(loaded: Loaded, world: Path, tmp_path: Path) -> N
         VideoConfig(temperature=0.001),
         VideoConfig(stage=5),
         VideoConfig(max_frames=2),
-        VideoConfig(precision="fp8"),
     ],
 )
 def test_bad_settings_are_refused_at_once(loaded: Loaded, config: VideoConfig) -> None:
     with pytest.raises(UsageError):
-        evaluate_video(loaded, "nowhere", config)
+        run(PROTOCOL, loaded, "nowhere", config)
 
 
 def test_the_palette() -> None:
@@ -264,7 +264,7 @@ def test_davis(loaded: Loaded, data_packs: Path, tmp_path: Path) -> None:
                 path = tmp_path / kind / clip.name / Path(name).name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(read_bytes(pack, name))
-    result = evaluate_video(loaded, tmp_path, VideoConfig(short_side=96, masks=False))
+    result = run(PROTOCOL, loaded, tmp_path, VideoConfig(short_side=96, masks=False))
     assert result["data"]["num_frames"] == 6
     assert 50 < result["floor"]["first_mask"]["j"]["mean"] < 100
     assert 0 < result["metrics"]["j"]["mean"] < 100

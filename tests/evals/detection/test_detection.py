@@ -20,12 +20,12 @@ from nolabel.data.demo import world as world_module
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.detection import networks
 from nolabel.evals.detection.average_precision import Found, average_precision, decode_outline, encode_mask
-from nolabel.evals.detection.box_layouts import accepts_boxes, draw_share, scan_boxed, write_share
+from nolabel.evals.detection.box_layouts import draw_share, scan_boxed, write_share
 from nolabel.evals.detection.boxes import Objects, read_annotated
 from nolabel.evals.detection.detection import (
+    PROTOCOL,
     DetectionConfig,
     columns,
-    evaluate_detection,
     make_schedule,
     make_sizes,
     make_task,
@@ -44,8 +44,7 @@ from nolabel.evals.detection.training import (
     training_batches,
     training_example,
 )
-from nolabel.evals.protocol import format_result
-from nolabel.evals.protocols import PROTOCOLS
+from nolabel.evals.protocol import format_result, refusal, run
 from nolabel.networks.backbones import backbone
 from nolabel.weights.load import Loaded
 
@@ -253,7 +252,7 @@ def test_three_layouts_say_the_same(layout: str, packed: bool, tmp_path: Path) -
     root.mkdir(parents=True)
     WRITERS[layout](root)
     data = Path(shutil.make_archive(str(tmp_path / "world"), "zip", tmp_path / "data")) if packed else root
-    assert accepts_boxes(data) is None
+    assert refusal(PROTOCOL, data) is None
     boxed = scan_boxed(data)
     assert (boxed.layout, boxed.classes) == (layout, CLASSES)
     for split, expected in things().items():
@@ -266,9 +265,9 @@ def test_three_layouts_say_the_same(layout: str, packed: bool, tmp_path: Path) -
 
 
 def test_what_is_no_detection_data(splits_folder: Path, tmp_path: Path) -> None:
-    assert "holds no images with boxes" in str(accepts_boxes(splits_folder))
+    assert "holds no images with boxes" in str(refusal(PROTOCOL, splits_folder))
     (tmp_path / "list.txt").write_text("a.png\n")
-    assert "no boxes" in str(accepts_boxes(tmp_path / "list.txt")) or accepts_boxes(tmp_path / "list.txt")
+    assert "no boxes" in str(refusal(PROTOCOL, tmp_path / "list.txt")) or refusal(PROTOCOL, tmp_path / "list.txt")
 
 
 def change(root: Path, edit: Callable[[dict[str, Any]], None]) -> None:
@@ -449,7 +448,7 @@ def test_the_share_that_was_used_is_written(net: Loaded, tmp_path: Path) -> None
         for seed, split_seed in ((0, 0), (7, 0), (0, 1)):
             out = tmp_path / f"{layout}-{seed}-{split_seed}.json"
             config = replace(SMALL, steps=1, fraction=0.5, seed=seed, split_seed=split_seed)
-            result = evaluate_detection(net, tmp_path / layout, config, out)
+            result = run(PROTOCOL, net, tmp_path / layout, config, out)
             assert result["settings"]["split_seed"] == split_seed
             assert result["data"]["splits"]["train"]["images"] == 3
             texts.append((out.with_suffix("") / name).read_text())
@@ -602,8 +601,8 @@ def test_the_result(layout: str, kind: str, net: Loaded, tmp_path: Path) -> None
     WRITERS[layout](tmp_path / "world")
     outs = [tmp_path / name / "detection.json" for name in ("a", "b")]
     config = replace(SMALL, floor=layout == "PASCAL VOC")
-    result = evaluate_detection(net, tmp_path / "world", config, outs[0])
-    evaluate_detection(net, tmp_path / "world", config, outs[1])
+    result = run(PROTOCOL, net, tmp_path / "world", config, outs[0])
+    run(PROTOCOL, net, tmp_path / "world", config, outs[1])
     assert outs[0].read_bytes() == outs[1].read_bytes()
     assert [path.name for path in (tmp_path / "a" / "detection").iterdir()] == ["found.png"]
     assert str(tmp_path) not in outs[0].read_text()
@@ -614,8 +613,8 @@ def test_the_result(layout: str, kind: str, net: Loaded, tmp_path: Path) -> None
     assert result["metrics"]["box"]["by_class"].keys() == set(CLASSES)
     assert result["data"]["splits"]["train"]["objects"] == 6
     assert ("without masks" in " ".join(result["notes"])) == (layout == "YOLO")
-    assert "box AP50" in columns(result["metrics"]) and "box AP50" in format_result(result, PROTOCOLS["detection"])
-    assert not PROTOCOLS["detection"].unasked
+    assert "box AP50" in columns(result["metrics"]) and "box AP50" in format_result(result, PROTOCOL)
+    assert not PROTOCOL.unasked
 
 
 def test_the_loss_falls(net: Loaded, coco: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -631,22 +630,22 @@ def test_networks_settings_and_data_that_cannot_be(net: Loaded, coco: Path, monk
     args = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
     vit = net._replace(backbone=backbone("vit_tiny_patch16_224", args))
     with pytest.raises(UsageError, match="is no ResNet"):
-        evaluate_detection(vit, coco, SMALL)
+        run(PROTOCOL, vit, coco, SMALL)
     for settings in ({"fraction": 0.0}, {"lr": 0.0}, {"steps": 0}, {"short_side": 0}, {"train_batch_size": 0}):
         with pytest.raises(UsageError):
-            evaluate_detection(net, coco, replace(SMALL, **settings))  # type: ignore[arg-type]
+            run(PROTOCOL, net, coco, replace(SMALL, **settings))  # type: ignore[arg-type]
     (coco / "annotations" / "instances_val2017.json").unlink()
     with pytest.raises(DataError, match="holds train and not train with val or test"):
-        evaluate_detection(net, coco, SMALL)
+        run(PROTOCOL, net, coco, SMALL)
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     with pytest.raises(UsageError, match=r"nolabel\[detection\]"):
-        evaluate_detection(net, coco, SMALL)
+        run(PROTOCOL, net, coco, SMALL)
 
 
 def test_nothing_to_learn_or_to_find(net: Loaded, coco: Path) -> None:
     change(coco, lambda c: c.update(annotations=[]))
     with pytest.raises(DataError, match="No image of train has an object"):
-        evaluate_detection(net, coco, SMALL)
+        run(PROTOCOL, net, coco, SMALL)
 
 
 @pytest.mark.usefixtures("narrow")

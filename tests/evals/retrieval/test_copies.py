@@ -15,9 +15,10 @@ from nolabel.data.decode import decode
 from nolabel.data.demo import world
 from nolabel.data.images import scan
 from nolabel.errors import DataError, UsageError
+from nolabel.evals.protocol import refusal, run
 from nolabel.evals.retrieval import descriptors
 from nolabel.evals.retrieval.attacks import attack
-from nolabel.evals.retrieval.copies import CopiesConfig, accepts, columns, descriptor_size, evaluate_copies
+from nolabel.evals.retrieval.copies import PROTOCOL, CopiesConfig, columns, descriptor_size
 from nolabel.evals.retrieval.copydays import copy_set, evenly
 from nolabel.evals.retrieval.descriptors import CopyDescriptor, gem
 from nolabel.networks.backbones import backbone
@@ -62,7 +63,7 @@ def copydays(tmp_path: Path, photos: Path) -> Path:
 def test_copies_made_on_the_spot(loaded: Loaded, photos: Path, others: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "copies.json"
     config = CopiesConfig(distractors=str(others), attacks=FEW, seed=1)
-    result = evaluate_copies(loaded, photos, config, out)
+    result = run(PROTOCOL, loaded, photos, config, out)
     assert list(result) == ["protocol", "version", "metrics", "floor", "settings", "data", "seed", "notes"]
     assert json.loads(out.read_text()) == json.loads(json.dumps(result))
     assert list(result["metrics"]["map"]) == list(FEW)
@@ -82,8 +83,8 @@ def test_copies_made_on_the_spot(loaded: Loaded, photos: Path, others: Path, tmp
 def test_whatever_the_number_of_workers_and_of_images_a_batch(loaded: Loaded, photos: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(photos, tmp_path / "moved" / "photos")
     outs = [tmp_path / f"{name}.json" for name in "ab"]
-    evaluate_copies(loaded, photos, CopiesConfig(attacks=FEW, floor=False), outs[0])
-    evaluate_copies(loaded, moved, CopiesConfig(attacks=FEW, floor=False, workers=1, batch_size=7), outs[1])
+    run(PROTOCOL, loaded, photos, CopiesConfig(attacks=FEW, floor=False), outs[0])
+    run(PROTOCOL, loaded, moved, CopiesConfig(attacks=FEW, floor=False, workers=1, batch_size=7), outs[1])
     assert outs[0].read_bytes() == outs[1].read_bytes()
     assert "no distractors" in outs[0].read_text()
 
@@ -96,7 +97,7 @@ def test_copydays(loaded: Loaded, copydays: Path, others: Path, tmp_path: Path) 
     assert copy_set(copydays, 1).notes == ("1 images outside of original, strong, jpegqual, crops are left out",)
     shutil.rmtree(copydays / "blurred")
     assert found.blocks["strong"].originals == tuple(i for i in range(12) for _ in range(2))
-    result = evaluate_copies(loaded, copydays, CopiesConfig(distractors=str(others)), tmp_path / "c.json")
+    result = run(PROTOCOL, loaded, copydays, CopiesConfig(distractors=str(others)), tmp_path / "c.json")
     assert result["metrics"]["map"]["original"] == 100.0
     assert list(result["metrics"]["map"]) == ["original", "strong", "jpegqual/8", "crops/30"]
     assert result["data"]["num_copies"] == 12 + 24 + 12 + 12 and result["settings"]["attacks"] is None
@@ -105,7 +106,7 @@ def test_copydays(loaded: Loaded, copydays: Path, others: Path, tmp_path: Path) 
     with zipfile.ZipFile(tmp_path / "copydays.zip", "w") as archive:
         for path in sorted(copydays.rglob("*.png")):
             archive.write(path, f"copydays/{path.relative_to(copydays)}")
-    zipped = evaluate_copies(loaded, tmp_path / "copydays.zip", CopiesConfig(distractors=str(others)))
+    zipped = run(PROTOCOL, loaded, tmp_path / "copydays.zip", CopiesConfig(distractors=str(others)))
     assert zipped["metrics"] == result["metrics"] and zipped["floor"] == result["floor"]
 
 
@@ -113,10 +114,10 @@ def test_a_copy_is_matched_with_its_own_original(loaded: Loaded, copydays: Path)
     """Copies without any change give 100 %, and those of the next image don't: who belongs to whom is read right."""
     for path in (copydays / "strong").iterdir():
         shutil.copy(copydays / "original" / f"{path.name[:4]}00.png", path)
-    right = evaluate_copies(loaded, copydays, CopiesConfig(floor=False))["metrics"]["map"]["strong"]
+    right = run(PROTOCOL, loaded, copydays, CopiesConfig(floor=False))["metrics"]["map"]["strong"]
     for path in (copydays / "strong").iterdir():
         shutil.copy(copydays / "original" / f"2{(int(path.name[1:4]) + 1) % 12:03d}00.png", path)
-    wrong = evaluate_copies(loaded, copydays, CopiesConfig(floor=False))["metrics"]["map"]["strong"]
+    wrong = run(PROTOCOL, loaded, copydays, CopiesConfig(floor=False))["metrics"]["map"]["strong"]
     assert right == 100 > 50 > wrong
 
 
@@ -128,28 +129,28 @@ def test_names_that_do_not_say_whose_copy(loaded: Loaded, copydays: Path) -> Non
     assert found.notes == ("crops/30: names do not say which original, so both were taken in sorted order",)
     next((copydays / "crops" / "30").iterdir()).unlink()
     with pytest.raises(DataError, match="11 copies of 12 originals"):
-        evaluate_copies(loaded, copydays)
+        run(PROTOCOL, loaded, copydays, CopiesConfig())
     shutil.rmtree(copydays / "crops")
     for path in (copydays / "original").iterdir():
         path.rename(path.with_name(f"IMG_{path.name}"))  # the same first four characters
     for path in (copydays / "strong").iterdir():
         path.rename(path.with_name(f"IMG_{path.name}"))
     with pytest.raises(DataError, match="strong/ holds 24 copies of 12 originals"):
-        evaluate_copies(loaded, copydays)
+        run(PROTOCOL, loaded, copydays, CopiesConfig())
 
 
 def test_images_that_cannot_be_read(loaded: Loaded, copydays: Path, photos: Path, tmp_path: Path) -> None:
     (copydays / "strong" / "200010.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1 images of the set cannot be read, such as strong/200010\.png"):
-        evaluate_copies(loaded, copydays)
+        run(PROTOCOL, loaded, copydays, CopiesConfig())
     some = shutil.copytree(photos, tmp_path / "some")
     (some / "000000.png").write_bytes(b"no image")
-    result = evaluate_copies(loaded, some, CopiesConfig(attacks=("crops/10",), floor=False))
+    result = run(PROTOCOL, loaded, some, CopiesConfig(attacks=("crops/10",), floor=False))
     assert result["data"]["num_originals"] == 11 and "1 originals cannot be read and are left out" in result["notes"]
     for path in some.iterdir():
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match="None of the 12 images"):
-        evaluate_copies(loaded, some)
+        run(PROTOCOL, loaded, some, CopiesConfig())
 
 
 def test_masks_beside_images_are_no_originals(photos: Path, tmp_path: Path) -> None:
@@ -160,22 +161,20 @@ def test_masks_beside_images_are_no_originals(photos: Path, tmp_path: Path) -> N
 
 def test_every_attack_is_measured_on_its_own_copies(loaded: Loaded, photos: Path) -> None:
     orders = [("crops/60", "strong"), ("strong", "crops/60"), ("strong",)]
-    found = [
-        evaluate_copies(loaded, photos, CopiesConfig(attacks=o))["floor"]["color_histogram"]["map"] for o in orders
-    ]
+    found = [run(PROTOCOL, loaded, photos, CopiesConfig(attacks=o))["floor"]["color_histogram"]["map"] for o in orders]
     assert found[0] == found[1] and found[2]["strong"] == found[0]["strong"] < 100
 
 
 def test_a_subset_is_even_and_said(photos: Path, loaded: Loaded) -> None:
     assert [name[:6] for name in evenly(scan(photos), 4).names] == ["000000", "000003", "000006", "000009"]
-    result = evaluate_copies(loaded, photos, CopiesConfig(max_originals=5, attacks=("blur/1",), floor=False))
+    result = run(PROTOCOL, loaded, photos, CopiesConfig(max_originals=5, attacks=("blur/1",), floor=False))
     assert result["data"]["num_originals"] == 5
     assert "5 of 12 images, evenly over their order" in result["notes"]
 
 
 def test_whitening(loaded: Loaded, photos: Path, others: Path) -> None:
     results = [
-        evaluate_copies(loaded, photos, CopiesConfig(attacks=FEW, whiten=whiten, whiten_centered=centered))
+        run(PROTOCOL, loaded, photos, CopiesConfig(attacks=FEW, whiten=whiten, whiten_centered=centered))
         for whiten, centered in ((None, False), (str(others), False), (str(others), True))
     ]
     assert len({json.dumps(r["metrics"]) for r in results}) == 3
@@ -192,20 +191,20 @@ def test_kept_descriptors_give_the_same_bytes(
     monkeypatch.setenv("NOLABEL_CACHE", str(tmp_path / "kept"))
     config = CopiesConfig(attacks=FEW, distractors=str(others), whiten=str(others))
     plain, first, again = (tmp_path / f"{name}.json" for name in ("plain", "first", "again"))
-    evaluate_copies(loaded, photos, dataclasses.replace(config, cache=False), plain)
+    run(PROTOCOL, loaded, photos, dataclasses.replace(config, cache=False), plain)
     assert not (tmp_path / "kept").exists()
-    evaluate_copies(loaded, photos, config, first)
+    run(PROTOCOL, loaded, photos, config, first)
     changed = [{"seed": 5}, {"image_size": 30}, {"attacks": FEW[::-1]}]
     expected = [
-        evaluate_copies(loaded, photos, dataclasses.replace(config, cache=False, **c))["metrics"] for c in changed
+        run(PROTOCOL, loaded, photos, dataclasses.replace(config, cache=False, **c))["metrics"] for c in changed
     ]
-    found = [evaluate_copies(loaded, photos, dataclasses.replace(config, **c))["metrics"] for c in changed]
+    found = [run(PROTOCOL, loaded, photos, dataclasses.replace(config, **c))["metrics"] for c in changed]
     assert found == expected
     with monkeypatch.context() as patch:
         patch.setattr(descriptors, "prepared", None)
-        evaluate_copies(loaded, photos, config, again)
+        run(PROTOCOL, loaded, photos, config, again)
         with pytest.raises(TypeError):
-            evaluate_copies(loaded, photos, dataclasses.replace(config, seed=6))
+            run(PROTOCOL, loaded, photos, dataclasses.replace(config, seed=6))
     assert plain.read_bytes() == first.read_bytes() == again.read_bytes()
 
 
@@ -238,14 +237,14 @@ def test_the_size_follows_the_weights(loaded: Loaded) -> None:
 )
 def test_wrong_settings(loaded: Loaded, photos: Path, setting: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        evaluate_copies(loaded, photos, CopiesConfig(**setting))
+        run(PROTOCOL, loaded, photos, CopiesConfig(**setting))
     with pytest.raises(UsageError, match="every original would be found twice"):
-        evaluate_copies(loaded, photos, CopiesConfig(distractors=f"{photos}/"))
+        run(PROTOCOL, loaded, photos, CopiesConfig(distractors=f"{photos}/"))
 
 
 def test_accepts_any_images(photos: Path, copydays: Path, tmp_path: Path) -> None:
-    assert accepts(photos) is None and accepts(copydays) is None
-    assert "does not exist" in (accepts(tmp_path / "gone") or "")
+    assert refusal(PROTOCOL, photos) is None and refusal(PROTOCOL, copydays) is None
+    assert "does not exist" in (refusal(PROTOCOL, tmp_path / "gone") or "")
 
 
 def test_real_images(loaded: Loaded, data_packs: Path) -> None:
@@ -253,7 +252,7 @@ def test_real_images(loaded: Loaded, data_packs: Path) -> None:
     if not (coco.is_file() and nette.is_file()):
         pytest.skip(f"{coco} or {nette} is not there")
     config = CopiesConfig(max_originals=8, distractors=str(nette), max_distractors=24, attacks=("strong", "crops/30"))
-    result = evaluate_copies(loaded._replace(image_size=45), coco, config)
+    result = run(PROTOCOL, loaded._replace(image_size=45), coco, config)
     assert result["data"] | {"fingerprint": ""} == {
         "name": "coco256",
         "num_originals": 8,

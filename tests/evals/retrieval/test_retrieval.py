@@ -15,10 +15,11 @@ from PIL import Image
 
 from nolabel.data.demo import world
 from nolabel.errors import DataError, UsageError
+from nolabel.evals.protocol import refusal, run
 from nolabel.evals.retrieval import descriptors
 from nolabel.evals.retrieval.descriptors import MultiScale, color_histogram, whole_patches
 from nolabel.evals.retrieval.groundtruth import ground_truth
-from nolabel.evals.retrieval.retrieval import RetrievalConfig, accepts, columns, cut, evaluate_retrieval, thumbnail
+from nolabel.evals.retrieval.retrieval import PROTOCOL, RetrievalConfig, columns, cut, thumbnail
 from nolabel.networks.backbones import Backbone, backbone
 from nolabel.weights.load import Loaded
 
@@ -54,7 +55,7 @@ def change(folder: Path, how: Change) -> None:
 
 def test_the_result(loaded: Loaded, scenes: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "retrieval.json"
-    result = evaluate_retrieval(loaded, scenes, RetrievalConfig(image_size=32, seed=1), out)
+    result = run(PROTOCOL, loaded, scenes, RetrievalConfig(image_size=32, seed=1), out)
     assert list(result) == ["protocol", "version", "metrics", "floor", "settings", "data", "seed", "notes"]
     assert json.loads(out.read_text()) == json.loads(json.dumps(result))
     assert result["metrics"].keys() == {"easy", "medium", "hard"}
@@ -69,7 +70,7 @@ def test_a_network_that_sees_the_thing_finds_everything(loaded: Loaded, scenes: 
     """Features made of the thing's number give 100 %: nothing is lost on the way from files to metrics."""
     for path in (scenes / "jpg").iterdir():
         Image.new("RGB", (32, 24), {"0": "red", "1": "lime", "2": "blue", "3": "white"}[path.name[0]]).save(path)
-    result = evaluate_retrieval(loaded, scenes, RetrievalConfig())
+    result = run(PROTOCOL, loaded, scenes, RetrievalConfig())
     perfect = {"map": 100.0, "mp": {"1": 100.0, "5": 100.0, "10": 100.0}}
     assert result["floor"]["color_histogram"] == dict.fromkeys(("easy", "medium", "hard"), perfect)
 
@@ -86,8 +87,8 @@ def test_a_zip_in_a_folder_of_its_own(loaded: Loaded, scenes: Path, tmp_path: Pa
         for path in sorted(scenes.rglob("*.*")):
             archive.write(path, f"scenes/{path.relative_to(scenes)}")
     config = RetrievalConfig(floor=False)
-    expected = evaluate_retrieval(loaded, scenes, config)
-    found = evaluate_retrieval(loaded, tmp_path / "scenes.zip", config)
+    expected = run(PROTOCOL, loaded, scenes, config)
+    found = run(PROTOCOL, loaded, tmp_path / "scenes.zip", config)
     assert found["metrics"] == expected["metrics"]
     assert found["data"]["ground_truth"] == expected["data"]["ground_truth"]
 
@@ -96,21 +97,21 @@ def test_same_seed_same_bytes_wherever_the_data_lies(loaded: Loaded, scenes: Pat
     moved = tmp_path / "elsewhere" / "scenes"
     shutil.copytree(scenes, moved)
     outs = [tmp_path / f"{name}.json" for name in "ab"]
-    evaluate_retrieval(loaded, scenes, RetrievalConfig(floor=False), outs[0])
-    evaluate_retrieval(loaded, moved, RetrievalConfig(floor=False, workers=1), outs[1])
+    run(PROTOCOL, loaded, scenes, RetrievalConfig(floor=False), outs[0])
+    run(PROTOCOL, loaded, moved, RetrievalConfig(floor=False, workers=1), outs[1])
     assert outs[0].read_bytes() == outs[1].read_bytes()
 
 
 @pytest.mark.parametrize("setting", [{"multi_scale": True}, {"crop_queries": True}, {"image_size": 16}])
 def test_settings_are_used(loaded: Loaded, scenes: Path, setting: dict[str, Any]) -> None:
-    plain = evaluate_retrieval(loaded, scenes, RetrievalConfig(image_size=32, floor=False))
-    other = evaluate_retrieval(loaded, scenes, RetrievalConfig(**{"image_size": 32, "floor": False, **setting}))
+    plain = run(PROTOCOL, loaded, scenes, RetrievalConfig(image_size=32, floor=False))
+    other = run(PROTOCOL, loaded, scenes, RetrievalConfig(**{"image_size": 32, "floor": False, **setting}))
     assert other["metrics"] != plain["metrics"] and other["settings"] != plain["settings"]
 
 
 def test_whitening_is_learned_on_other_images(loaded: Loaded, scenes: Path, splits_folder: Path) -> None:
-    plain = evaluate_retrieval(loaded, scenes, RetrievalConfig())
-    white = evaluate_retrieval(loaded, scenes, RetrievalConfig(whiten=str(splits_folder)))
+    plain = run(PROTOCOL, loaded, scenes, RetrievalConfig())
+    white = run(PROTOCOL, loaded, scenes, RetrievalConfig(whiten=str(splits_folder)))
     assert white["metrics"] != plain["metrics"]
     assert white["floor"]["random_weights"] != plain["floor"]["random_weights"]
     assert white["floor"]["raw_pixels"] == plain["floor"]["raw_pixels"]
@@ -124,20 +125,20 @@ def test_kept_features_give_the_same_bytes(
     monkeypatch.setenv("NOLABEL_CACHE", str(tmp_path / "kept"))
     config = RetrievalConfig(image_size=32, whiten=str(splits_folder))
     plain, first, again = (tmp_path / f"{name}.json" for name in ("plain", "first", "again"))
-    evaluate_retrieval(loaded, scenes, dataclasses.replace(config, cache=False), plain)
-    evaluate_retrieval(loaded, scenes, config, first)
+    run(PROTOCOL, loaded, scenes, dataclasses.replace(config, cache=False), plain)
+    run(PROTOCOL, loaded, scenes, config, first)
     for setting in ({"multi_scale": True}, {"crop_queries": True}):
         other = dataclasses.replace(config, **setting)
-        expected = evaluate_retrieval(loaded, scenes, dataclasses.replace(other, cache=False))
-        assert evaluate_retrieval(loaded, scenes, other) == expected
+        expected = run(PROTOCOL, loaded, scenes, dataclasses.replace(other, cache=False))
+        assert run(PROTOCOL, loaded, scenes, other) == expected
     with monkeypatch.context() as patch:
         patch.setattr(descriptors, "prepared", None)
-        evaluate_retrieval(loaded, scenes, config, again)
+        run(PROTOCOL, loaded, scenes, config, again)
         cropped = dataclasses.replace(config, crop_queries=True)
-        before = evaluate_retrieval(loaded, scenes, cropped)
+        before = run(PROTOCOL, loaded, scenes, cropped)
     assert plain.read_bytes() == first.read_bytes() == again.read_bytes()
     change(scenes, lambda gnd: [entry.__setitem__("bbx", [0, 0, 9, 9]) for entry in gnd["gnd"]])
-    assert evaluate_retrieval(loaded, scenes, cropped)["metrics"] != before["metrics"]
+    assert run(PROTOCOL, loaded, scenes, cropped)["metrics"] != before["metrics"]
 
 
 def test_queries_without_answers_are_said(loaded: Loaded, scenes: Path) -> None:
@@ -147,7 +148,7 @@ def test_queries_without_answers_are_said(loaded: Loaded, scenes: Path) -> None:
         gnd["gnd"][0]["easy"] = []
 
     change(scenes, forget)
-    result = evaluate_retrieval(loaded, scenes, RetrievalConfig(floor=False))
+    result = run(PROTOCOL, loaded, scenes, RetrievalConfig(floor=False))
     assert result["metrics"]["hard"]["map"] is None and columns(result["metrics"])["mAP hard"] == "none"
     assert "easy: 1 of 4 queries" in result["notes"][0] and "hard: 4 of 4" in result["notes"][2]
 
@@ -183,38 +184,38 @@ def _self(gnd: dict[str, Any]) -> None:
 def test_wrong_ground_truth(loaded: Loaded, scenes: Path, how: Change, message: str) -> None:
     change(scenes, how)
     with pytest.raises(DataError, match=message):
-        evaluate_retrieval(loaded, scenes)
+        run(PROTOCOL, loaded, scenes, RetrievalConfig())
 
 
 def test_wrong_folders(loaded: Loaded, scenes: Path) -> None:
-    assert accepts(scenes) is None
+    assert refusal(PROTOCOL, scenes) is None
     (scenes / "jpg" / "0_1.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"1 images of the ground truth cannot be read, such as jpg/0_1\.png"):
-        evaluate_retrieval(loaded, scenes)
+        run(PROTOCOL, loaded, scenes, RetrievalConfig())
     shutil.copy(scenes / "jpg" / "0_2.png", scenes / "jpg" / "0_2.jpg")
     with pytest.raises(DataError, match="0_2 may be"):
-        evaluate_retrieval(loaded, scenes)
+        run(PROTOCOL, loaded, scenes, RetrievalConfig())
     shutil.copy(scenes / "gnd.json", scenes / "gnd_2.json")
-    assert "several ground truths" in (accepts(scenes) or "")
+    assert "several ground truths" in (refusal(PROTOCOL, scenes) or "")
     for path in scenes.glob("*.json"):
         for text in ("[", "[" * 100_000):
             path.write_text(text)
             with pytest.raises(DataError):
-                evaluate_retrieval(loaded, scenes)
+                run(PROTOCOL, loaded, scenes, RetrievalConfig())
         path.unlink()
-    assert accepts(scenes) == "no gnd.json with queries and their answers"
+    assert refusal(PROTOCOL, scenes) == "no gnd.json with queries and their answers"
     with pytest.raises(DataError, match=r"holds no gnd\*\.json"):
-        evaluate_retrieval(loaded, scenes)
+        run(PROTOCOL, loaded, scenes, RetrievalConfig())
 
 
 def test_boxes_that_are_missing_or_outside(loaded: Loaded, scenes: Path) -> None:
     cropped = RetrievalConfig(crop_queries=True)
     change(scenes, lambda g: g["gnd"][1].__setitem__("bbx", [40, 40, 50, 50]))
     with pytest.raises(DataError, match=r"outside its image of 32x32"):
-        evaluate_retrieval(loaded, scenes, cropped)
+        run(PROTOCOL, loaded, scenes, cropped)
     change(scenes, lambda g: g["gnd"][1].pop("bbx"))
     with pytest.raises(UsageError, match="needs a bbx for every query"):
-        evaluate_retrieval(loaded, scenes, cropped)
+        run(PROTOCOL, loaded, scenes, cropped)
 
 
 def test_images_keep_their_shape_and_are_never_enlarged() -> None:
@@ -273,7 +274,7 @@ def test_real_images(loaded: Loaded, data_packs: Path, tmp_path: Path) -> None:
         gnd = {"imlist": gnd["imlist"][:65], "qimlist": gnd["qimlist"][:5], "gnd": gnd["gnd"][:5]}
         archive.extractall(tmp_path, [f"jpg/{name}.webp" for name in (*gnd["imlist"], *gnd["qimlist"])])
     (tmp_path / "gnd.json").write_text(json.dumps(gnd))
-    result = evaluate_retrieval(loaded, tmp_path, RetrievalConfig(image_size=64))
+    result = run(PROTOCOL, loaded, tmp_path, RetrievalConfig(image_size=64))
     colors = result["floor"]["color_histogram"]
     assert all(colors[level]["map"] > 90 for level in colors)
     assert all(20 < result["metrics"][level]["map"] < colors[level]["map"] for level in colors)

@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 
 from nolabel.data.images import LabelledImages, scan_labelled
-from nolabel.evals.classification.knn import KNNConfig, evaluate_knn
-from nolabel.evals.protocol import EvalConfig
+from nolabel.evals.classification.knn import PROTOCOL, KNNConfig
+from nolabel.evals.protocol import EvalConfig, cache_folder, run
 from nolabel.evals.shared import cache
-from nolabel.evals.shared.cache import cache_folder, features, stamp
-from nolabel.evals.shared.features import extract
+from nolabel.evals.shared.cache import features, pooled, stamp
 from nolabel.evals.shared.pieces import POOLED, Layout, pieces_of
 from nolabel.weights.load import Loaded
 
@@ -43,24 +42,23 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_the_same_numbers(loaded: Loaded, train: LabelledImages, tmp_path: Path, passes: list[int]) -> None:
     Path(train.images.root, train.images.names[3]).write_bytes(b"")
-    expected = extract(loaded, train)
+    expected = pooled(loaded, train, CONFIG, None)
+    assert passes == [36]
     for _ in range(2):
         table = features(loaded, train, [POOLED], CONFIG, tmp_path / "kept").table([POOLED])
         assert torch.equal(table.features, expected.features)
         assert torch.equal(table.labels, expected.labels)
         assert table.ids == expected.ids
-    assert passes == [36]
+    assert passes == [36, 36]
     assert len(expected.ids) == 35
     assert [p.suffix for p in (tmp_path / "kept").iterdir()] == [".safetensors"]
-    features(loaded, train, [POOLED], CONFIG, None)
-    assert passes == [36, 36]
 
 
 def test_the_same_result(loaded: Loaded, splits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOLABEL_CACHE", str(tmp_path / "kept"))
     files = [tmp_path / f"{i}.json" for i in range(3)]
     for file, kept in zip(files, (False, True, True), strict=True):
-        evaluate_knn(loaded, splits_folder, KNNConfig(ks=(1, 5), cache=kept), file)
+        run(PROTOCOL, loaded, splits_folder, KNNConfig(ks=(1, 5), cache=kept), file)
         assert (tmp_path / "kept").exists() == kept
     assert files[0].read_bytes() == files[1].read_bytes() == files[2].read_bytes()
 

@@ -9,9 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from nolabel.config import update
 from nolabel.data.images import LabelledImages, scan_labelled
 from nolabel.errors import DataError, NumericError, UsageError
-from nolabel.evals.shared.features import evaluation_crop, extract, raw_pixels, squash
+from nolabel.evals.protocol import EvalConfig
+from nolabel.evals.shared.cache import pooled
+from nolabel.evals.shared.features import evaluation_crop, raw_pixels, squash
 from nolabel.networks.backbones import Features
 from nolabel.weights.load import Loaded
 
@@ -72,8 +75,8 @@ def test_squash_keeps_the_whole_image() -> None:
     assert (squash(image, 32).int() - with_pillow(image, 32, 32).int()).abs().max() <= 1
 
 
-def test_extract(loaded: Loaded, train: LabelledImages) -> None:
-    table = extract(loaded, train, batch_size=5)
+def test_pooled_features(loaded: Loaded, train: LabelledImages) -> None:
+    table = pooled(loaded, train, EvalConfig(batch_size=5), None)
     assert table.features.shape == (36, 64)
     assert table.features.dtype == torch.float32
     assert table.labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12 == list(train.labels)
@@ -85,24 +88,27 @@ def test_extract(loaded: Loaded, train: LabelledImages) -> None:
 
 
 def test_image_size_replaces_that_of_the_weights(loaded: Loaded, train: LabelledImages) -> None:
-    assert not torch.equal(extract(loaded, train, 32).features, extract(loaded, train).features)
+    assert not torch.equal(
+        pooled(loaded, train, EvalConfig(image_size=32), None).features,
+        pooled(loaded, train, EvalConfig(), None).features,
+    )
 
 
 def test_workers_and_batches_change_no_feature(loaded: Loaded, train: LabelledImages) -> None:
-    expected = extract(loaded, train)
-    again = extract(loaded, train, workers=2)
+    expected = pooled(loaded, train, EvalConfig(), None)
+    again = pooled(loaded, train, EvalConfig(workers=2), None)
     assert torch.equal(again.features, expected.features)
     assert again.ids == expected.ids
-    torch.testing.assert_close(extract(loaded, train, batch_size=1).features, expected.features)
+    torch.testing.assert_close(pooled(loaded, train, EvalConfig(batch_size=1), None).features, expected.features)
 
 
 def test_precision(loaded: Loaded, train: LabelledImages) -> None:
-    exact = extract(loaded, train).features
-    rough = extract(loaded, train, precision="bf16").features
+    exact = pooled(loaded, train, EvalConfig(), None).features
+    rough = pooled(loaded, train, EvalConfig(precision="bf16"), None).features
     assert rough.dtype == torch.float32
     assert 0 < (rough - exact).abs().max() < 0.05 * exact.abs().max()
-    with pytest.raises(UsageError, match="precision 'fp8'"):
-        extract(loaded, train, precision="fp8")
+    with pytest.raises(UsageError, match=r"precision cannot be 'fp8': expected .*fp16"):
+        update(EvalConfig(), {"precision": "fp8"})
 
 
 def test_the_network_in_training_is_left_as_it_was(loaded: Loaded, train: LabelledImages) -> None:
@@ -111,12 +117,12 @@ def test_the_network_in_training_is_left_as_it_was(loaded: Loaded, train: Labell
     modes = [m.training for m in net.modules()]
     state = copy.deepcopy(net.state_dict())
     random = torch.get_rng_state()
-    table = extract(loaded._replace(backbone=net), train)
+    table = pooled(loaded._replace(backbone=net), train, EvalConfig(), None)
     assert [m.training for m in net.modules()] == modes
     assert not frozen.training
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
-    assert torch.equal(table.features, extract(loaded, train).features)  # eval mode was used
+    assert torch.equal(table.features, pooled(loaded, train, EvalConfig(), None).features)  # eval mode was used
     probe = torch.zeros(64, requires_grad=True)
     (table.features @ probe).sum().backward()  # the features are ordinary tensors
     assert probe.grad is not None
@@ -132,7 +138,7 @@ class Keeps(nn.Module):
 
 def test_what_a_network_keeps_can_be_trained_on(loaded: Loaded, train: LabelledImages) -> None:
     net = Keeps()
-    extract(loaded._replace(backbone=net), train)  # type: ignore[arg-type]
+    pooled(loaded._replace(backbone=net), train, EvalConfig(), None)  # type: ignore[arg-type]
     assert not net.kept.is_inference()
 
 
@@ -141,10 +147,10 @@ def test_modes_come_back_after_an_error(loaded: Loaded, train: LabelledImages) -
     with torch.no_grad():
         next(net.parameters()).fill_(torch.nan)
     with pytest.raises(NumericError, match="36 of 36 images have features that are not finite"):
-        extract(loaded._replace(backbone=net), train)
+        pooled(loaded._replace(backbone=net), train, EvalConfig(), None)
     net.model.conv1 = nn.Identity()
     with pytest.raises(RuntimeError):
-        extract(loaded._replace(backbone=net), train)
+        pooled(loaded._replace(backbone=net), train, EvalConfig(), None)
     assert all(m.training for m in net.modules())
 
 
@@ -155,7 +161,10 @@ def test_unreadable_files_are_left_out(loaded: Loaded, train: LabelledImages, wo
         (root / train.images.names[i]).write_bytes(b"\x89PNG\r\n\x1a\n broken")
     (root / train.images.names[20]).unlink()
     good = [i for i in range(36) if i not in (0, 13, 20, 35)]
-    for table in (extract(loaded, train, batch_size=1, workers=workers), raw_pixels(train, workers=workers)):
+    for table in (
+        pooled(loaded, train, EvalConfig(batch_size=1, workers=workers), None),
+        raw_pixels(train, workers=workers),
+    ):
         assert table.ids == tuple(train.images.names[i] for i in good)
         assert table.labels.tolist() == [train.labels[i] for i in good]
         assert len(table.features) == 32
@@ -164,7 +173,7 @@ def test_unreadable_files_are_left_out(loaded: Loaded, train: LabelledImages, wo
 def test_nothing_readable(loaded: Loaded, train: LabelledImages) -> None:
     for name in train.images.names:
         Path(train.images.root, name).write_bytes(b"")
-    for read in (raw_pixels, lambda images: extract(loaded, images)):
+    for read in (raw_pixels, lambda images: pooled(loaded, images, EvalConfig(), None)):
         with pytest.raises(DataError, match="None of the 36 images"):
             read(train)
 

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from nolabel.data.decode import BadImage, decode
 from nolabel.data.images import LabelledImages, printable, read
-from nolabel.data.order import order
 from nolabel.errors import DataError
+from nolabel.evals.classification.batches import batch_keys
 from nolabel.evals.classification.probes import Plan
 from nolabel.evals.protocol import EvalConfig
 from nolabel.evals.shared.features import inference
@@ -40,7 +40,7 @@ def augmented_batches(
     pieces = tuple(dict.fromkeys(piece for wanted in layouts.values() for piece in wanted))
     loader = DataLoader(
         _Crops(labelled, view, plan.seed),
-        batch_sampler=_keys(len(labelled.labels), plan),
+        batch_sampler=batch_keys(len(labelled.labels), plan.steps, plan.steps_per_epoch, plan.batch_size, plan.seed),
         num_workers=config.workers,
         generator=torch.Generator(),
     )
@@ -53,18 +53,6 @@ def augmented_batches(
         found = {piece: torch.cat([part[piece].float() for part in parts]) for piece in pieces}
         features = {layout: join(found, wanted, interleaved) for layout, wanted in layouts.items()}
         yield features, labels.to(config.device)
-
-
-def _keys(num_images: int, plan: Plan) -> list[list[tuple[int, int]]]:
-    """(epoch, image) of every batch, in the order of `probes.table_batches`."""
-    keys = []
-    for step in range(plan.steps):
-        epoch, position = divmod(step, plan.steps_per_epoch)
-        if position == 0:
-            permutation = order(num_images, plan.seed, epoch)
-        rows = permutation[position * plan.batch_size : (position + 1) * plan.batch_size]
-        keys.append([(epoch, int(row)) for row in rows])
-    return keys
 
 
 def random_crop(labelled: LabelledImages, view: View, seed: int, epoch: int, index: int) -> Tensor:

@@ -17,22 +17,23 @@ from torch.utils.data import DataLoader
 
 from nolabel.console import Report
 from nolabel.data.images import LabelledImages
-from nolabel.data.order import order
 from nolabel.errors import NumericError
+from nolabel.evals.classification.batches import batch_keys
 from nolabel.evals.classification.crops import AugmentedCrops, seeded
 from nolabel.evals.protocol import EvalConfig
-from nolabel.evals.shared.features import PRECISIONS, decoded, evaluation_crop
+from nolabel.evals.shared.features import decoded, evaluation_crop
 from nolabel.networks.backbones import Backbone, backbone
-from nolabel.optim.schedules import Clock, warmup_cosine
+from nolabel.networks.precision import autocast
+from nolabel.optim.schedules import Clock, multi_step, warmup_cosine
 from nolabel.views import normalize
 from nolabel.weights.load import Loaded
 
 STEP_DECAY = 0.2
-"""What the learning rate is multiplied by at each milestone (Wang et al. 2021, semi-supervised ImageNet)."""
+"""Factor of the learning rate at each milestone (Wang et al. 2021, semi-supervised ImageNet)."""
 
 
 class Recipe(NamedTuple):
-    """How a network is trained, whatever the data."""
+    """Training of a network, independent of the data."""
 
     optimizer: Literal["adamw", "sgd"]
     weight_decay: float
@@ -50,16 +51,16 @@ class Recipe(NamedTuple):
     ema: float
     """Momentum of the averaged weights that are tested; 0: the last weights are."""
     head_std: float
-    """Of the classifier's first weights."""
+    """Standard deviation of the classifier's first weights."""
 
 
 class Plan(NamedTuple):
-    """How long a network is trained, and on how much at once."""
+    """Length, batch and learning rate of a training."""
 
     steps: int
     steps_per_epoch: int
     batch_size: int
-    """Images an optimizer step."""
+    """Images per optimizer step."""
     lr: float
     """Peak learning rate."""
     min_lr: float
@@ -85,7 +86,7 @@ def train_classifier(
     device = torch.device(config.device)
     size, num_classes = config.image_size or loaded.image_size, len(labelled.classes)
     crops = AugmentedCrops(labelled, size, config.seed, recipe.randaugment, loaded.mean)
-    keys = batch_keys(len(labelled.labels), plan, config.seed)
+    keys = batch_keys(len(labelled.labels), plan.steps, plan.steps_per_epoch, plan.batch_size, config.seed)
     loader = DataLoader(crops, batch_sampler=keys, num_workers=config.workers, generator=torch.Generator())
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -118,9 +119,9 @@ def accuracy(net: Backbone, loaded: Loaded, labelled: LabelledImages, config: Ev
     """Top-1 and top-5 (fewer classes: all of them) on centre crops."""
     size = config.image_size or loaded.image_size
     crop = partial(evaluation_crop, size=size, interpolation=loaded.interpolation)
-    dtype, device = PRECISIONS[config.precision], torch.device(config.device)
+    device = torch.device(config.device)
     first = fifth = count = 0
-    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+    with torch.no_grad(), autocast(device, config.precision):
         for batch in decoded(labelled, crop, config.batch_size, config.workers):
             scores = logits(net, normalize(batch.images.to(device), loaded.mean, loaded.std)).float().cpu()
             ranked = scores.topk(min(5, scores.shape[1]), 1).indices == batch.labels[:, None]
@@ -170,7 +171,7 @@ def make_optimizer(net: Backbone, recipe: Recipe) -> torch.optim.Optimizer:
 def lr_at(plan: Plan, step: int) -> float:
     """The learning rate of a step: linear warm-up, then half a cosine to `min_lr`, or steps down at the milestones."""
     if plan.milestones and step >= plan.warmup_steps:
-        return plan.lr * STEP_DECAY ** sum(step >= m for m in plan.milestones)
+        return multi_step(plan.lr, STEP_DECAY, plan.milestones, step)
     return warmup_cosine(plan.lr, plan.min_lr, plan.warmup_steps, Clock(step, plan.steps, plan.steps_per_epoch))
 
 
@@ -188,24 +189,12 @@ def mixed(x: Tensor, labels: Tensor, num_classes: int, recipe: Recipe, seed: int
     return images, targets
 
 
-def batch_keys(num_images: int, plan: Plan, seed: int) -> list[list[tuple[int, int]]]:
-    """(epoch, image) of every image of every step; the incomplete last batch of an epoch is dropped."""
-    keys, permutation = list[list[tuple[int, int]]](), torch.empty(0)
-    for step in range(plan.steps):
-        epoch, place = divmod(step, plan.steps_per_epoch)
-        if place == 0:
-            permutation = order(num_images, seed, epoch)
-        rows = permutation[place * plan.batch_size : (place + 1) * plan.batch_size]
-        keys.append([(epoch, row) for row in rows.tolist()])
-    return keys
-
-
 def _backward(net: Backbone, x: Tensor, target: Tensor, config: EvalConfig, scaler: torch.amp.GradScaler) -> Tensor:
     """Gradients of the mean cross-entropy, `config.batch_size` images at a time; returns the loss (0-d)."""
-    dtype, parts = PRECISIONS[config.precision], list[Tensor]()
+    parts = list[Tensor]()
     for i in range(0, len(x), config.batch_size):
         images, wanted = x[i : i + config.batch_size], target[i : i + config.batch_size]
-        with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
+        with autocast(x.device, config.precision):
             scores = logits(net, images)
         loss = F.cross_entropy(scores.float(), wanted, reduction="sum") / len(x)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -1,7 +1,6 @@
 """The fine-tuning protocol: the whole network trained on labels, all of them or a share (DeiT's recipe)."""
 
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,15 +20,12 @@ from nolabel.evals.classification.finetune_settings import (
     published,
 )
 from nolabel.evals.classification.shots import draw_rows, read_lists
-from nolabel.evals.protocol import EvalConfig, describe_weights, untrained
+from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol
 from nolabel.evals.shared.features import FeatureTable, decoded
-from nolabel.evals.shared.results import write_result
-from nolabel.evals.shared.tables import describe_data, make_tables, pick, roles_with_test, tenth, usable
+from nolabel.evals.shared.tables import check_splits, describe_data, make_tables, pick, roles_with_test, tenth, usable
 from nolabel.files import write_json
 from nolabel.weights.load import Loaded
 from nolabel.weights.timm import save_weights
-
-VERSION = 1
 
 
 class Case(NamedTuple):
@@ -37,44 +33,28 @@ class Case(NamedTuple):
 
     name: str
     rows: Tensor
-    """Of train, that are learned from."""
+    """Rows of train that are learned from."""
 
 
-def evaluate_finetune(
-    loaded: Loaded, data: str | Path, config: FinetuneConfig | None = None, out: Path | None = None
-) -> dict[str, Any]:
-    """Top-1 and top-5 in percent of the fine-tuned network; docs/evals/finetune.md explains the keys.
+def measure(loaded: Loaded, data: str | Path, config: FinetuneConfig, folders: Folders) -> Measured:
+    """Top-1 and top-5 in percent of the fine-tuned network; files: the trained networks.
 
-    With `out` the result is written there, durations beside it, the networks to the folder of its name. Raises
-    UsageError for settings, DataError for data that can't be used and NumericError when training diverges.
+    Raises NumericError when training diverges.
     """
-    config = config or FinetuneConfig()
     check_finetune(config)
-    start = time.perf_counter()
     parts = roles_with_test(data)
     tables = make_tables(parts, lambda part: readable(part, config))
     train = usable(parts.train, tables.train)
     cases, notes = choose_cases(tables.train, train, config)
-    paper, folder = published(loaded, config), out and out.with_suffix("")
+    paper = published(loaded, config)
     trainer = Trainer(train, parts.val, parts.test, tables.train, config, paper)
-    metrics = {case.name: trainer.run(loaded, case, folder) for case in cases}
-    learned = time.perf_counter()
-    floor = untrained(loaded, config.seed) if config.floor else None
-    floors = {"random_weights": {case.name: trainer.run(floor, case, None) for case in cases}} if floor else {}
-    result = {
-        "protocol": "finetune",
-        "version": VERSION,
-        "metrics": metrics,
-        "floor": floors,
-        "settings": describe_weights(loaded, config) | {"schedule": config.schedule} | paper.recipe._asdict(),
-        "data": describe_data(data, parts, tables),
-        "seed": config.seed,
-        "notes": notes,
-    }
-    if out is not None:
-        seconds = {"weights": learned - start, "floor": time.perf_counter() - learned}
-        write_result(out, result, {"seconds": seconds, "device": config.device, "workers": config.workers})
-    return result
+    return Measured(
+        metrics={case.name: trainer.run(loaded, case, folders.files) for case in cases},
+        data=describe_data(parts, tables),
+        settings={"schedule": config.schedule} | paper.recipe._asdict(),
+        notes=notes,
+        floor=lambda random: {"random_weights": {case.name: trainer.run(random, case, None) for case in cases}},
+    )
 
 
 def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
@@ -115,11 +95,11 @@ class Trainer(NamedTuple):
             if not held.any():
                 raise DataError("One image a class leaves none to choose the learning rate on: give one, --lrs 5e-4.")
             rows, val, where = rows[~held], pick(self.train, rows[held].tolist()), "10 % of train"
-        found = []
+        tried = []
         for lr in lrs:
             net, _ = self._train(loaded, rows, lr, f"{case.name}, lr {lr:g}")
-            found.append({"lr": lr, "top1": accuracy(net, loaded, val, self.config).top1})
-        return max(found, key=lambda one: (one["top1"], -one["lr"]))["lr"], found, where
+            tried.append({"lr": lr, "top1": accuracy(net, loaded, val, self.config).top1})
+        return max(tried, key=lambda one: (one["top1"], -one["lr"]))["lr"], tried, where
 
     def _train(self, loaded: Loaded, rows: Tensor, lr: float, name: str) -> tuple[Any, Plan]:
         plan = make_plan(self.config, self.paper, len(rows), lr)
@@ -145,7 +125,7 @@ class Trainer(NamedTuple):
 
 
 def choose_cases(train: FeatureTable, labelled: LabelledImages, config: FinetuneConfig) -> tuple[list[Case], list[str]]:
-    """What is learned from, and what a reader should know. A share below one image a class is left out."""
+    """The cases, and notes for the reader. A share below one image per class is left out."""
     notes, num_classes = list[str](), len(labelled.classes)
     if config.files:
         lists = read_lists(config.files, train, labelled.classes)
@@ -165,9 +145,9 @@ def choose_cases(train: FeatureTable, labelled: LabelledImages, config: Finetune
 
 def readable(part: LabelledImages, config: EvalConfig) -> FeatureTable:
     """Ids and labels of the images that can be read, each decoded once; no features."""
-    found = list(decoded(part, _nothing, 64, config.workers))
-    labels = torch.cat([batch.labels for batch in found])
-    return FeatureTable(torch.empty(len(labels), 0), labels, tuple(name for batch in found for name in batch.ids))
+    batches = list(decoded(part, _nothing, 64, config.workers))
+    labels = torch.cat([batch.labels for batch in batches])
+    return FeatureTable(torch.empty(len(labels), 0), labels, tuple(name for batch in batches for name in batch.ids))
 
 
 def _nothing(image: Tensor) -> Tensor:
@@ -176,3 +156,8 @@ def _nothing(image: Tensor) -> Tensor:
 
 def _take(table: FeatureTable, rows: Tensor) -> FeatureTable:
     return FeatureTable(table.features[rows], table.labels[rows], tuple(table.ids[i] for i in rows.tolist()))
+
+
+PROTOCOL = Protocol(
+    "finetune", 1, "fine-tuned accuracy, %", FinetuneConfig, measure, columns, check_splits, unasked=False
+)

@@ -1,4 +1,4 @@
-"""Settings of fine-tuning: what the user gives, what the papers have, and the schedule that follows from the data."""
+"""Settings of fine-tuning: those of the user, those of the papers, and the schedule that follows from the data."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from nolabel.errors import UsageError
 from nolabel.evals.classification.classifier import Plan, Recipe
-from nolabel.evals.protocol import EvalConfig, check_common
+from nolabel.evals.protocol import EvalConfig, check_at_least
 from nolabel.optim.schedules import fit_warmup
 from nolabel.weights.load import Loaded
 
@@ -23,11 +23,11 @@ class FinetuneConfig(EvalConfig):
     schedule: Literal["auto", "paper"] = "auto"
     """auto: scaled to the number of images. paper: the published epochs, batch and learning rate."""
     epochs: int | None = None
-    """Instead of the schedule's."""
+    """Epochs, instead of the schedule's."""
     train_batch_size: int | None = None
-    """Images an optimizer step, instead of the schedule's; `batch_size` of them are in memory at once."""
+    """Images per optimizer step, instead of the schedule's; `batch_size` of them are in memory at once."""
     lrs: tuple[float, ...] = ()
-    """Learning rates for 256 images a step; of several the best on val, or on a tenth of train, is taken."""
+    """Learning rates for 256 images per step; of several the best on val, or on a tenth of train, is taken."""
     warmup_epochs: float | None = None
     optimizer: Literal["auto", "adamw", "sgd"] = "auto"
     weight_decay: float | None = None
@@ -46,11 +46,11 @@ class FinetuneConfig(EvalConfig):
 
 
 class Published(NamedTuple):
-    """What the papers have for a network."""
+    """Values of the papers for a network."""
 
     recipe: Recipe
     lr: float
-    """For 256 images a step."""
+    """Learning rate for 256 images per step."""
     min_lr: float
     epochs: int
     batch_size: int
@@ -79,7 +79,7 @@ _OWN = tuple(name for name, _, _ in _RANGES if name != "warmup_epochs")
 def published(loaded: Loaded, config: FinetuneConfig) -> Published:
     """The papers' values for the network, those of `config` in their place; docs/evals/finetune.md has the table.
 
-    Raises UsageError for an odd number of images a step where they are mixed in pairs.
+    Raises UsageError for an odd number of images per step where they are mixed in pairs.
     """
     width = loaded.backbone.num_features
     if loaded.backbone.patch_size is not None:
@@ -106,7 +106,7 @@ def make_plan(config: FinetuneConfig, paper: Published, num_images: int, lr: flo
     """The schedule for N training images and a learning rate for 256 images; docs/evals/finetune.md has the rule."""
     exact = config.schedule == "paper"
     batch_size, epochs = paper.batch_size, paper.epochs
-    if not exact:  # at least sixteen steps an epoch: the papers' batches are a thousandth of their data
+    if not exact:  # at least sixteen steps per epoch: the papers' batches are a thousandth of their data
         batch_size = min(batch_size, max(8, 2 ** int(math.log2(max(num_images // 16, 1)))))
         epochs = min(100, max(10, 200_000 // num_images))
     batch_size = min(config.train_batch_size or batch_size, num_images)
@@ -130,17 +130,13 @@ def make_plan(config: FinetuneConfig, paper: Published, num_images: int, lr: flo
 
 def check_finetune(config: FinetuneConfig) -> None:
     """UsageError for settings that cannot work."""
-    check_common(config)
     if not config.files and (not config.fractions or any(not 0 < f <= 1 for f in config.fractions)):
         raise UsageError("fractions are shares of train, above 0 and up to 1, such as 0.01 0.1 1.")
     if len(set(config.fractions)) < len(config.fractions) or len({p.stem for p in config.files}) < len(config.files):
         raise UsageError("Every fraction, and every name of a list, may stand there once.")
     if not all(0 < lr < math.inf for lr in config.lrs):
         raise UsageError(f"Learning rates must be above 0, not {', '.join(f'{lr:g}' for lr in config.lrs)}.")
-    for name in ("epochs", "train_batch_size"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1, not {value}.")
+    check_at_least(config, 1, "epochs", "train_batch_size")
     for name, low, high in _RANGES:
         value = getattr(config, name)
         if value is not None and not low <= value <= high:

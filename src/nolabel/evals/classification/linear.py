@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,19 +17,16 @@ from nolabel.errors import StorageError, UsageError, nearest
 from nolabel.evals.classification.augmented import augmented_batches, train_view
 from nolabel.evals.classification.probes import HEADS, Head, Plan
 from nolabel.evals.classification.sweep import Best, Probe, Samples, sweep
-from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
-from nolabel.evals.shared.cache import cache_folder, features
+from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol, check_at_least
+from nolabel.evals.shared.cache import features
 from nolabel.evals.shared.features import FeatureTable, raw_pixels
 from nolabel.evals.shared.labelled import Roles
 from nolabel.evals.shared.pieces import Layout, Piece, depth, pieces_of
-from nolabel.evals.shared.results import write_result, write_tensors
-from nolabel.evals.shared.tables import Tables, check_tables, describe_data, pick, roles_with_test, usable
+from nolabel.evals.shared.results import write_tensors
+from nolabel.evals.shared.tables import Tables, check_splits, check_tables, describe_data, pick, roles_with_test, usable
 from nolabel.networks.backbones import Backbone
 from nolabel.optim.schedules import fit_warmup
 from nolabel.weights.load import Loaded
-
-VERSION = 2
-
 
 LRS = (5e-5, 2e-4, 0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 50.0, 200.0, 1000.0)
 """Raw pixels and long features are best near the lower end, trained networks in the middle, untrained ones, whose
@@ -52,7 +48,7 @@ class LinearConfig(EvalConfig):
     """plain: Linear (DINO); batchnorm: BatchNorm without affine, Linear, LARS (MAE); layernorm_l2: LayerNorm, unit
     length, Linear, on features before the final norm (MSN)."""
     lrs: tuple[float, ...] = ()
-    """Learning rates for 256 images a step; empty: twelve from 0.00005 to 1000."""
+    """Learning rates for 256 images per step; empty: twelve from 0.00005 to 1000."""
     blocks: tuple[int, ...] = (1, 4)
     """Numbers of last blocks whose class tokens are joined; other networks than plain ViTs have one."""
     mean_patches: Literal["no", "yes", "both"] = "no"
@@ -62,49 +58,33 @@ class LinearConfig(EvalConfig):
     schedule: Literal["auto", "paper"] = "auto"
     """auto: scaled to the number of images. paper: epochs and batch of the head's paper."""
     epochs: int | None = None
-    """Instead of the schedule's."""
+    """Epochs, instead of the schedule's."""
     head_batch_size: int | None = None
-    """Images a step of the classifiers, instead of the schedule's."""
+    """Images per step of the classifiers, instead of the schedule's."""
     augment: bool = False
     """A new random crop and flip of every image in every epoch, as in the papers; else features of centre crops."""
 
 
-def evaluate_linear(
-    loaded: Loaded, data: str | Path, config: LinearConfig | None = None, out: Path | None = None
-) -> dict[str, Any]:
-    """Top-1 and top-5 in percent of the best linear classifier; docs/evals/linear.md explains the keys.
-
-    With `out` the result is written there, durations beside it, the classifier to the folder of its name. Raises
-    UsageError for settings and DataError for data that can't be used.
-    """
-    config = config or LinearConfig()
+def measure(loaded: Loaded, data: str | Path, config: LinearConfig, folders: Folders) -> Measured:
+    """Top-1 and top-5 in percent of the best linear classifier; files: that classifier."""
     _check(config)
-    start = time.perf_counter()
     parts = roles_with_test(data)
-    folder = cache_folder(loaded, config)
     layouts, notes = _layouts(loaded.backbone, config)
-    probe, tables = _probe(loaded, parts, layouts, config, folder)
-    plan, lrs = partial(_plan, config), config.lrs or LRS
-    _announce(plan(len(tables.train.ids)), len(layouts) * len(lrs))
-    best = sweep(probe, tuple(layouts), lrs, plan)
-    learned = time.perf_counter()
-    floor = _floor(loaded, parts, config, layouts, folder) if config.floor else {}
+    probe, tables = _probe(loaded, parts, layouts, config, folders.cache)
+    make_plan, lrs = partial(_plan, config), config.lrs or LRS
+    plan = make_plan(len(tables.train.ids))
+    _announce(plan, len(layouts) * len(lrs))
+    best = sweep(probe, tuple(layouts), lrs, make_plan)
     metrics = _metrics(best)
-    result = {
-        "protocol": "linear",
-        "version": VERSION,
-        "metrics": metrics | {"sweep": best.tried},
-        "floor": floor,
-        "settings": describe_weights(loaded, config) | _describe(config, layouts, lrs, plan(len(tables.train.ids))),
-        "data": describe_data(data, parts, tables),
-        "seed": config.seed,
-        "notes": notes + _notes({"the network": metrics, **floor}, lrs),
-    }
-    if out is not None:
-        seconds = {"weights": learned - start, "floor": time.perf_counter() - learned}
-        write_result(out, result, {"seconds": seconds, "device": config.device, "workers": config.workers})
-        _save_head(best, parts.train.classes, out.with_suffix("") / "head.safetensors")
-    return result
+    return Measured(
+        metrics=metrics | {"sweep": best.tried},
+        data=describe_data(parts, tables),
+        settings=_describe(config, layouts, lrs, plan),
+        notes=notes + _notes(lrs, {"the network": metrics}),
+        floor=partial(_floor, parts, config, layouts, folders.cache),
+        floor_notes=partial(_notes, lrs),
+        write_files=partial(_save_head, best, parts.train.classes),
+    )
 
 
 def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
@@ -114,7 +94,6 @@ def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
 
 
 def _check(config: LinearConfig) -> None:
-    check_common(config)
     if config.head not in HEADS:
         raise UsageError(
             f"There is no head {config.head!r}.{nearest(config.head, HEADS)} Use one of {', '.join(HEADS)}."
@@ -123,16 +102,13 @@ def _check(config: LinearConfig) -> None:
         raise UsageError(f"Learning rates must be above 0, not {', '.join(f'{lr:g}' for lr in config.lrs)}.")
     if not config.blocks or min(config.blocks) < 1:
         raise UsageError("blocks must be numbers from 1 up.")
-    for name in ("epochs", "head_batch_size"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1, not {value}.")
+    check_at_least(config, 1, "epochs", "head_batch_size")
     if config.interleaved and (config.blocks != (1,) or config.mean_patches != "yes"):
         raise UsageError("The interleaved layout is one block with the mean patch: --blocks 1 --mean-patches yes.")
 
 
 def _layouts(net: Backbone, config: LinearConfig) -> tuple[dict[Layout, list[Piece]], list[str]]:
-    """What the sweep tries, and what the network can't give."""
+    """The layouts that the sweep tries, and notes on those that the network cannot give."""
     num_blocks, notes = depth(net), []
     blocks = sorted({min(n, num_blocks) for n in config.blocks})
     if max(config.blocks) > num_blocks and config.blocks != LinearConfig.blocks:
@@ -150,7 +126,7 @@ def _plan(config: LinearConfig, num_images: int) -> Plan:
     """The schedule for N training images; docs/evals/linear.md has the rule."""
     epochs, batch_size, warmup = PAPER[config.head]
     paper = config.schedule == "paper"
-    if not paper:  # at least sixteen steps an epoch: the papers' batches are a thousandth of their data
+    if not paper:  # at least sixteen steps per epoch: the papers' batches are a thousandth of their data
         batch_size = min(1024, max(8, 2 ** int(math.log2(max(num_images // 16, 1)))))
     batch_size = min(config.head_batch_size or batch_size, num_images)
     per_epoch = num_images // batch_size
@@ -184,8 +160,10 @@ def _probe(
 
     def samples(part: LabelledImages) -> Samples:
         table = features(loaded, part, pieces, config, folder)
-        found = {n: table.table(wanted, config.interleaved).features.to(config.device) for n, wanted in layouts.items()}
-        return Samples(found, table.labels.to(config.device), table.ids)
+        joined = {
+            n: table.table(wanted, config.interleaved).features.to(config.device) for n, wanted in layouts.items()
+        }
+        return Samples(joined, table.labels.to(config.device), table.ids)
 
     train, val, test = (part and samples(part) for part in parts[:3])
     assert train is not None and test is not None
@@ -215,9 +193,9 @@ def _augmented(
 
 
 def _floor(
-    loaded: Loaded, parts: Roles, config: LinearConfig, layouts: Mapping[Layout, list[Piece]], folder: Path | None
+    parts: Roles, config: LinearConfig, layouts: Mapping[Layout, list[Piece]], folder: Path | None, random: Loaded
 ) -> dict[str, Any]:
-    """The same sweep on raw pixels and on the same network with random weights."""
+    """The same sweep on raw pixels and on the untrained network."""
     lrs, plan = config.lrs or LRS, partial(_plan, config)
     tables = [part and raw_pixels(part, workers=config.workers) for part in parts[:3]]
     assert tables[0] is not None
@@ -230,9 +208,9 @@ def _floor(
     train, val, test = (table and samples(table) for table in tables)
     assert train is not None and test is not None
     pixels = sweep(Probe(train, val, test, len(parts.train.classes)), (Layout(),), lrs, plan)
-    probe, _ = _probe(untrained(loaded, config.seed), parts, layouts, config, folder)
-    random = sweep(probe, tuple(layouts), lrs, plan)
-    return {"raw_pixels": _metrics(pixels), "random_weights": _metrics(random)}
+    probe, _ = _probe(random, parts, layouts, config, folder)
+    best = sweep(probe, tuple(layouts), lrs, plan)
+    return {"raw_pixels": _metrics(pixels), "random_weights": _metrics(best)}
 
 
 def _metrics(best: Best) -> dict[str, Any]:
@@ -264,18 +242,19 @@ def _describe(
     }
 
 
-def _notes(found: Mapping[str, Mapping[str, Any]], lrs: Sequence[float]) -> list[str]:
-    """The best rate at an end of the sweep may not be the best there is, for the network and for its floors."""
+def _notes(lrs: Sequence[float], rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A note for each row whose best rate is at an end of the sweep: it may not be the best there is."""
     ends = {min(lrs): "lowest", max(lrs): "highest"} if len(lrs) > 1 else {}
-    at_ends = {name.replace("_", " "): values["lr"] for name, values in found.items() if values["lr"] in ends}
+    at_ends = {name.replace("_", " "): values["lr"] for name, values in rows.items() if values["lr"] in ends}
     return [
         f"{name}: the best learning rate, {lr:g}, is the {ends[lr]} of the sweep: try --lrs beyond it"
         for name, lr in at_ends.items()
     ]
 
 
-def _save_head(best: Best, classes: Sequence[str], path: Path) -> None:
-    """The classifier: `weight` (C, D), `bias` (C,) what its norm holds; head, layout, classes as metadata."""
+def _save_head(best: Best, classes: Sequence[str], folder: Path) -> None:
+    """Write the classifier: `weight` (C, D), `bias` (C,), the tensors of its norm; metadata: head, layout, classes."""
+    path = folder / "head.safetensors"
     tensors = {name: p.detach().squeeze(0).contiguous().cpu() for name, p in best.head.named_parameters()}
     tensors |= {name: b.cpu() for name, b in best.head.named_buffers() if b.dim()}
     facts = {name: str(value) for name, value in best.layout._asdict().items()}
@@ -283,3 +262,6 @@ def _save_head(best: Best, classes: Sequence[str], path: Path) -> None:
         write_tensors(path, tensors, {"head": best.head.kind, **facts, "classes": json.dumps(list(classes))})
     except OSError as error:
         raise StorageError(f"{path} cannot be written ({error.strerror}). Choose another --out.") from error
+
+
+PROTOCOL = Protocol("linear", 2, "linear accuracy, %", LinearConfig, measure, columns, check_splits)

@@ -2,7 +2,6 @@
 
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,17 +15,13 @@ from nolabel.data.images import LabelledImages
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.classification.logistic import TOLERANCE, center_rows, fit, unit_rows
 from nolabel.evals.classification.shots import draw_rows, read_lists
-from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
-from nolabel.evals.shared.cache import cache_folder, features
+from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol
+from nolabel.evals.shared.cache import features
 from nolabel.evals.shared.features import FeatureTable, raw_pixels
 from nolabel.evals.shared.labelled import Roles
 from nolabel.evals.shared.pieces import Layout, pieces_of
-from nolabel.evals.shared.results import write_result
-from nolabel.evals.shared.tables import Tables, describe_data, make_tables, roles_with_test, tenth
+from nolabel.evals.shared.tables import Tables, check_splits, describe_data, make_tables, roles_with_test, tenth
 from nolabel.weights.load import Loaded
-
-VERSION = 2
-
 
 PREPROCESS: dict[str, Callable[[Tensor], Tensor]] = {"center": center_rows, "unit": unit_rows, "none": lambda x: x}
 
@@ -36,17 +31,17 @@ class LowshotConfig(EvalConfig):
     """Settings of the protocol; MSN's, but for the features, which are those of k-NN (see `before_norm`)."""
 
     shots: tuple[int, ...] = (1, 2, 5)
-    """Images a class."""
+    """Images per class."""
     fractions: tuple[float, ...] = (0.01, 0.1)
     """Shares of train, evenly over the classes."""
     splits: int = 3
     """Random choices of these images; the results are mean and standard deviation over them."""
     files: tuple[Path, ...] = ()
-    """Instead: lists of image names, one file a split."""
+    """Instead: lists of image names, one file per split."""
     strengths: tuple[float, ...] = (2.5e-4, 2.5e-3, 0.025, 0.075, 0.25, 0.75, 2.5, 7.5, 25.0)
     """Regularisations tried (MSN's lambda; scikit-learn's 1 / C)."""
     preprocess: Literal["center", "unit", "none"] = "center"
-    """Of each feature vector by itself: minus its own mean, then length 1; only length 1; nothing."""
+    """Change of each feature vector by itself: minus its own mean, then length 1; only length 1; nothing."""
     before_norm: bool = False
     """The class token before the final norm of a plain ViT, as MSN has it."""
     blocks: int = 1
@@ -61,39 +56,22 @@ class Case(NamedTuple):
     """Rows of train that are learned from."""
 
 
-def evaluate_lowshot(
-    loaded: Loaded, data: str | Path, config: LowshotConfig | None = None, out: Path | None = None
-) -> dict[str, Any]:
-    """Top-1 in percent by number of labels, mean and spread over splits; docs/evals/lowshot.md explains the keys.
-
-    With `out` the result is written there, and the durations beside it. Raises UsageError for settings and DataError
-    for data that can't be used.
-    """
-    config = config or LowshotConfig()
+def measure(loaded: Loaded, data: str | Path, config: LowshotConfig, folders: Folders) -> Measured:
+    """Top-1 in percent by number of labels, mean and spread over splits."""
     _check(config)
-    start = time.perf_counter()
     parts = roles_with_test(data)
-    folder = cache_folder(loaded, config)
-    tables = make_tables(parts, partial(_features, loaded, config, folder))
+    tables = make_tables(parts, partial(_features, loaded, config, folders.cache))
     cases, held, notes = _cases(tables.train, parts, config, val=tables.val is not None)
-    metrics = _measure(tables, cases, held, config)
-    learned = time.perf_counter()
-    floors = _floors(loaded, parts, config, folder) if config.floor else {}
-    floor = {name: _measure(found, cases, held, config) for name, found in floors.items()}
-    result = {
-        "protocol": "lowshot",
-        "version": VERSION,
-        "metrics": metrics,
-        "floor": floor,
-        "settings": describe_weights(loaded, config) | _describe(config, tables, held),
-        "data": describe_data(data, parts, tables),
-        "seed": config.seed,
-        "notes": notes,
-    }
-    if out is not None:
-        seconds = {"weights": learned - start, "floor": time.perf_counter() - learned}
-        write_result(out, result, {"seconds": seconds, "device": config.device, "workers": config.workers})
-    return result
+    score = partial(_score_cases, cases=cases, held=held, config=config)
+    return Measured(
+        metrics=score(tables),
+        data=describe_data(parts, tables),
+        settings=_describe(config, tables),
+        notes=notes,
+        floor=lambda random: {
+            name: score(table) for name, table in _floors(random, parts, config, folders.cache).items()
+        },
+    )
 
 
 def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
@@ -106,7 +84,6 @@ def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
 
 
 def _check(config: LowshotConfig) -> None:
-    check_common(config)
     if config.preprocess not in PREPROCESS:
         raise UsageError(f"There is no preprocessing {config.preprocess!r}: use one of {', '.join(PREPROCESS)}.")
     if not config.strengths or not all(0 < s < float("inf") for s in config.strengths):
@@ -122,17 +99,19 @@ def _features(loaded: Loaded, config: LowshotConfig, folder: Path | None, part: 
     return features(loaded, part, pieces, config, folder).table(pieces)
 
 
-def _floors(loaded: Loaded, parts: Roles, config: LowshotConfig, folder: Path | None) -> dict[str, Tables]:
-    """Raw pixels, minus the mean training image, and the features of the same network with random weights."""
+def _floors(random: Loaded, parts: Roles, config: LowshotConfig, folder: Path | None) -> dict[str, Tables]:
+    """Raw pixels, minus the mean training image, and the features of the untrained network."""
     raw = make_tables(parts, partial(raw_pixels, workers=config.workers))
     mean = raw.train.features.mean(0)
     centred = Tables(*(t and t._replace(features=t.features - mean) for t in raw))  # type: ignore[arg-type]
-    random = make_tables(parts, partial(_features, untrained(loaded, config.seed), config, folder))
-    return {"raw_pixels": centred, "random_weights": random}
+    return {
+        "raw_pixels": centred,
+        "random_weights": make_tables(parts, partial(_features, random, config, folder)),
+    }
 
 
 def _cases(train: FeatureTable, parts: Roles, config: LowshotConfig, val: bool) -> tuple[list[Case], Tensor, list[str]]:
-    """What is learned from; which rows of train the regularisation is chosen on; what a reader should know."""
+    """The cases; the rows of train (N,) bool that the regularisation is chosen on; notes for the reader."""
     notes: list[str] = []
     held = torch.zeros(len(train.ids), dtype=torch.bool)
     lists = read_lists(config.files, train, parts.train.classes)
@@ -166,7 +145,7 @@ def _cases(train: FeatureTable, parts: Roles, config: LowshotConfig, val: bool) 
     return cases, held, notes
 
 
-def _measure(tables: Tables, cases: Sequence[Case], held: Tensor, config: LowshotConfig) -> dict[str, Any]:
+def _score_cases(tables: Tables, cases: Sequence[Case], held: Tensor, config: LowshotConfig) -> dict[str, Any]:
     """Accuracies by case; the strength of a case is the best of its splits' mean on val or on the rows held out."""
     device = torch.device("cpu" if torch.device(config.device).type == "mps" else config.device)  # mps has no float64
     prepare = PREPROCESS[config.preprocess]
@@ -227,7 +206,7 @@ def _top1(weight: Tensor, x: Tensor, labels: Tensor) -> float:
     return 100 * float((first.int().argmax(1) == labels).double().mean())
 
 
-def _describe(config: LowshotConfig, tables: Tables, held: Tensor) -> dict[str, Any]:
+def _describe(config: LowshotConfig, tables: Tables) -> dict[str, Any]:
     where = "val" if tables.val else "10 % of train"
     return {
         "preprocess": config.preprocess,
@@ -237,3 +216,6 @@ def _describe(config: LowshotConfig, tables: Tables, held: Tensor) -> dict[str, 
         "strength_chosen_on": where if len(config.strengths) > 1 else "nothing",
         "files": [path.name for path in config.files],
     }
+
+
+PROTOCOL = Protocol("lowshot", 2, "low-shot top-1, %", LowshotConfig, measure, columns, check_splits)

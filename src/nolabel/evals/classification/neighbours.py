@@ -164,7 +164,7 @@ def _unit(x: Tensor) -> Tensor:
 def _hits(
     similarity: Tensor, found: Tensor, truth: Tensor, ks: Collection[int], temperature: float
 ) -> dict[int, Tensor]:
-    """Of B images, how many (top-1, top-5) are right for each k; `found` (B, K) are the neighbours' labels.
+    """Number of B images that are right (top-1, top-5) for each k; `found` (B, K) are the neighbours' labels.
 
     Votes are relative to that of the nearest neighbour, so no temperature overflows.
     """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nolabel.data.order import order
+from nolabel.evals.classification.batches import batch_rows
 from nolabel.evals.shared.pieces import Layout
 from nolabel.optim.schedules import Clock, cosine, warmup_cosine
 
@@ -23,7 +23,7 @@ HEADS: tuple[Head, ...] = get_args(Head)
 
 
 class Plan(NamedTuple):
-    """How probes are trained. SGD has momentum 0.9 and no weight decay."""
+    """Training of probes. SGD has momentum 0.9 and no weight decay."""
 
     head: Head
     """plain: Linear, SGD (DINO). batchnorm: BatchNorm without affine, Linear, LARS (MAE). layernorm_l2: LayerNorm,
@@ -33,7 +33,7 @@ class Plan(NamedTuple):
     batch_size: int
     warmup_steps: int = 0
     by_epoch: bool = False
-    """The cosine moves once an epoch (DINO), not at every step."""
+    """The cosine moves once per epoch (DINO), not at every step."""
     seed: int = 0
     bf16: bool = False
     """Products of matrices in bfloat16; weights, momentum and softmax stay in fp32."""
@@ -91,9 +91,9 @@ def train_heads(
     batches: Iterable[tuple[Mapping[Layout, Tensor], Tensor]],
     plan: Plan,
 ) -> None:
-    """Train every head of every group, in place, on `plan.steps` batches of features (B, D) a layout and labels (B,).
+    """Train every head of every group, in place, on `plan.steps` batches of features (B, D) per layout and labels (B,).
 
-    `lrs` are the S learning rates of each group for 256 images a step; they scale with the batch.
+    `lrs` are the S learning rates of each group for 256 images per step; they scale with the batch.
     """
     parameters = [p for heads in groups.values() for p in heads.parameters()]
     buffers = [torch.zeros_like(p) for p in parameters]
@@ -116,12 +116,8 @@ def train_heads(
 def table_batches(
     features: Mapping[Layout, Tensor], labels: Tensor, plan: Plan
 ) -> Iterator[tuple[dict[Layout, Tensor], Tensor]]:
-    """Batches of tables in memory: a new order every epoch, its incomplete last batch left out."""
-    for step in range(plan.steps):
-        epoch, position = divmod(step, plan.steps_per_epoch)
-        if position == 0:
-            permutation = order(len(labels), plan.seed, epoch).to(labels.device)
-        rows = permutation[position * plan.batch_size : (position + 1) * plan.batch_size]
+    """Batches of tables in memory, in the order of `batch_rows`."""
+    for _, rows in batch_rows(len(labels), plan.steps, plan.steps_per_epoch, plan.batch_size, plan.seed, labels.device):
         yield {layout: table.index_select(0, rows) for layout, table in features.items()}, labels[rows]
 
 

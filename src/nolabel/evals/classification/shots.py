@@ -1,4 +1,4 @@
-"""Which few images of train a low-shot classifier may learn from."""
+"""Choice of the few images of train that a low-shot classifier learns from."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ def draw_rows(labels: Tensor, num_images: int, seed: int, split: int) -> Tensor:
 
 
 def read_list(path: Path, ids: Sequence[str]) -> Tensor:
-    """Row numbers in `ids` of the images that a text file names, one a line; sorted.
+    """Row numbers in `ids` of the images that a text file names, one per line; sorted.
 
     A line is the name in the data (`train/cat/1.jpg`), its end (`cat/1.jpg`, `1.jpg`), or these without or with another
     suffix, as in the lists of 1 % of ImageNet. Raises DataError for names that train lacks, that are not clear, or that

@@ -1,4 +1,4 @@
-"""Which setting of a linear probe is best, found on images that are not the test images; then its number on these."""
+"""Choice of the best setting of a linear probe on images that are not the test images; then its number on these."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -39,11 +39,11 @@ class Probe(NamedTuple):
     test: Samples
     num_classes: int
     batches: Callable[[Tensor, Sequence[Layout], Plan], Batches] | None = None
-    """Training batches of the images of given row numbers, one a step; None: of the features in `train`."""
+    """Training batches of the images of given row numbers, one per step; None: of the features in `train`."""
 
 
 class Best(NamedTuple):
-    """What a sweep found."""
+    """The best setting of a sweep."""
 
     layout: Layout
     lr: float
@@ -52,7 +52,7 @@ class Best(NamedTuple):
     top5: float
     chosen_on: str
     retrained: bool
-    """Whether the head was trained again on all of train, its setting having been chosen on a part of it."""
+    """The head was trained again on all of train, after its setting had been chosen on a part of it."""
     tried: list[dict[str, Any]]
     """Every setting with its top-1 on what it was chosen on."""
     head: Heads

@@ -18,18 +18,16 @@ from torchvision.transforms.v2 import functional as VF
 
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.dense.iou import VOID, jaccard
-from nolabel.evals.dense.layouts import Masked, Pairs, read_pair, scan_masked
+from nolabel.evals.dense.layouts import Masked, Pairs, check_masks, read_pair, scan_masked
 from nolabel.evals.dense.patches import fit_size
-from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
-from nolabel.evals.shared.features import PRECISIONS
-from nolabel.evals.shared.results import data_name, write_result
+from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol, check_at_least, untrained
 from nolabel.evals.shared.trees import check_same_size, read_mask, tree_fingerprint
 from nolabel.networks.backbones import Backbone
 from nolabel.networks.inspect import cosine_to_pooled, mass_mask
+from nolabel.networks.precision import autocast
 from nolabel.views import normalize
 from nolabel.weights.load import Loaded
 
-VERSION = 1
 NOT_OBJECTS = ("background", "0")
 """Classes that are no object: VOC's first, and id 0 of masks whose classes have no names."""
 
@@ -50,39 +48,27 @@ class AttentionConfig(EvalConfig):
     """At most so many images, evenly over the split."""
 
 
-def evaluate_attention(
-    loaded: Loaded, data: str | Path, config: AttentionConfig | None = None, out: Path | None = None
-) -> dict[str, Any]:
-    """Mean Jaccard index of the best head in percent; docs/evals/attention.md explains the keys.
-
-    With `out` the result is written there, durations beside it. Raises UsageError for settings and DataError for data
-    that can't be used.
-    """
-    config = config or AttentionConfig()
+def measure(loaded: Loaded, data: str | Path, config: AttentionConfig, _folders: Folders) -> Measured:
+    """Mean Jaccard index of the best head in percent; every image is decoded once for the network and its floor."""
     _check(config)
     masked, split = _reported(scan_masked(data, config.classes, config.void), config.max_images)
-    times = [time.perf_counter()]
+    start = time.perf_counter()
     networks = {"weights": loaded} | ({"random_weights": untrained(loaded, config.seed)} if config.floor else {})
-    scores = _measure(networks, masked, split, config)
-    times.append(time.perf_counter())
-    rows = {name: _summary(found, config.keep) for name, found in scores.items()}
+    scores = _score_images(networks, masked, split, config)
+    seconds = time.perf_counter() - start
+    rows = {name: _summary(objects, config.keep) for name, objects in scores.items()}
     metrics = rows.pop("weights")
     notes = [*masked.notes]
     if not loaded.backbone.has_attention:
         notes.append("no class token: the map is the cosine of each location with the pooled feature")
-    result = {
-        "protocol": "attention",
-        "version": VERSION,
-        "metrics": metrics,
-        "floor": rows if config.floor else {},
-        "settings": _settings(loaded, config),
-        "data": _describe(data, masked, split, metrics["num_objects"]),
-        "seed": config.seed,
-        "notes": notes,
-    }
-    if out is not None:
-        write_result(out, result, {"seconds": {"all": times[1] - times[0]}, "device": config.device})
-    return result
+    return Measured(
+        metrics=metrics,
+        data=_describe(masked, split, metrics["num_objects"]),
+        settings=_settings(loaded, config),
+        notes=notes,
+        floor=rows if config.floor else {},
+        times={"seconds": {"all": seconds}, "device": config.device},
+    )
 
 
 def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
@@ -103,7 +89,7 @@ def head_scores(maps: Tensor, truth: Tensor, objects: Sequence[int], keep: Seque
 
 
 def attention_of(backbone: Backbone, x: Tensor) -> Tensor:
-    """Maps (heads, rows, columns) of a normalised image (1, 3, h, w): attention, or what stands in for it.
+    """Maps (heads, rows, columns) of a normalised image (1, 3, h, w): attention, or a substitute.
 
     Without a class token it is the cosine of each location with the pooled feature, its smallest value taken off.
     """
@@ -116,13 +102,13 @@ def attention_of(backbone: Backbone, x: Tensor) -> Tensor:
         return (cosine - cosine.min()).float().cpu().view(-1, *features.grid)
 
 
-def _measure(
+def _score_images(
     networks: Mapping[str, Loaded], masked: Masked, split: str, config: AttentionConfig
 ) -> dict[str, list[Tensor]]:
     """For each row of the table, for each object, scores (shares, heads); `whole_image` marks every pixel."""
     scores: dict[str, list[Tensor]] = {name: [] for name in (*networks, "whole_image")}
     nets = {name: network.backbone.to(config.device).eval() for name, network in networks.items()}
-    loaded, dtype = networks["weights"], PRECISIONS[config.precision]
+    loaded = networks["weights"]
     for index in range(len(masked.splits[split].pictures)):
         picture, truth, objects = _objects(masked, split, index)
         if not objects:
@@ -131,7 +117,7 @@ def _measure(
         small = VF.resize(picture, list(size), InterpolationMode(loaded.interpolation), antialias=True)
         x = normalize(small[None].to(config.device), loaded.mean, loaded.std)
         for name, net in nets.items():
-            with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
+            with autocast(config.device, config.precision):
                 maps = attention_of(net, x)
             scores[name] += head_scores(maps, truth, objects, config.keep).unbind(0)
         scores["whole_image"] += head_scores(torch.ones(1, 1, 1), truth, objects, config.keep).unbind(0)
@@ -185,15 +171,9 @@ def _summary(scores: Sequence[Tensor], keep: Sequence[float]) -> dict[str, Any]:
 
 
 def _check(config: AttentionConfig) -> None:
-    check_common(config)
-    if config.precision not in PRECISIONS:
-        raise UsageError(f"There is no precision {config.precision!r}: use one of {', '.join(PRECISIONS)}.")
     if not config.keep or not all(0 < share <= 1 for share in config.keep):
         raise UsageError(f"keep is a share of the attention, above 0 and at most 1, not {config.keep}.")
-    for name in ("short_side", "max_images"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1, not {value}.")
+    check_at_least(config, 1, "short_side", "max_images")
 
 
 def _short_side(loaded: Loaded, config: AttentionConfig) -> int:
@@ -202,20 +182,18 @@ def _short_side(loaded: Loaded, config: AttentionConfig) -> int:
 
 def _settings(loaded: Loaded, config: AttentionConfig) -> dict[str, Any]:
     maps = "attention" if loaded.backbone.has_attention else "cosine to pooled"
-    return describe_weights(loaded, config) | {
-        "short_side": _short_side(loaded, config),
-        "keep": config.keep,
-        "maps": maps,
-    }
+    return {"short_side": _short_side(loaded, config), "keep": config.keep, "maps": maps}
 
 
-def _describe(data: str | Path, masked: Masked, split: str, num_objects: int) -> dict[str, Any]:
+def _describe(masked: Masked, split: str, num_objects: int) -> dict[str, Any]:
     pairs = masked.splits[split]
     return {
-        "name": data_name(data),
         "layout": masked.layout,
         "num_images": len(pairs.pictures),
         "num_objects": num_objects,
         "reported_on": split,
         "fingerprint": tree_fingerprint(masked.tree, [*pairs.pictures, *pairs.masks]),
     }
+
+
+PROTOCOL = Protocol("attention", 1, "attention masks, %", AttentionConfig, measure, columns, check_masks)

@@ -33,7 +33,7 @@ class Clip(NamedTuple):
 
 
 class Clips(NamedTuple):
-    """What is measured on."""
+    """The clips of an evaluation."""
 
     tree: Tree
     clips: tuple[Clip, ...]
@@ -72,17 +72,8 @@ def scan_clips(data: str | Path) -> Clips:
     return Clips(tree, tuple(clips), listed_in)
 
 
-def accepts_clips(data: str | Path) -> str | None:
-    """None where DATA holds clips with masks, else why not, in one line."""
-    try:
-        scan_clips(data)
-    except DataError as error:
-        return str(error).splitlines()[0]
-    return None
-
-
 def is_binary(tree: Tree, name: str) -> bool:
-    """Whether a mask holds nothing but 0 and 255: one object, as in DAVIS 2016."""
+    """True if a mask holds nothing but 0 and 255: one object, as in DAVIS 2016."""
     return set(torch.unique(read_mask(tree, name)).tolist()) <= {0, VOID_ID}
 
 

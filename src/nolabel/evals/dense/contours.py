@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 0.008
-"""Of the image's diagonal: how far off a boundary may lie (Perazzi et al. 2016)."""
+"""Distance that a boundary may be off, as a share of the image's diagonal (Perazzi et al. 2016)."""
 
 
 def boundary(mask: Tensor) -> Tensor:

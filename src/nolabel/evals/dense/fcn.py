@@ -23,8 +23,8 @@ from nolabel.errors import DataError, NumericError
 from nolabel.evals.dense.iou import VOID
 from nolabel.evals.dense.layouts import Masked, read_pair
 from nolabel.evals.protocol import EvalConfig
-from nolabel.evals.shared.features import PRECISIONS
 from nolabel.networks.backbones import Backbone
+from nolabel.networks.precision import autocast
 from nolabel.views import normalize
 from nolabel.weights.load import Loaded
 
@@ -34,7 +34,7 @@ MAX_SHARE = 0.75
 
 
 class Schedule(NamedTuple):
-    """How long and on what a network is trained."""
+    """Length of a training, and the sizes of its images."""
 
     steps: int
     batch_size: int
@@ -42,14 +42,14 @@ class Schedule(NamedTuple):
     crop: int
     """Side of the square crops in pixels."""
     short_side: int
-    """Of the images before the random scale of 0.5 to 2, and in the test."""
+    """Shorter side of the images before the random scale of 0.5 to 2, and in the test."""
     align_corners: bool = False
     stride: int = 0
-    """Of the windows of `crop` px that a test image is cut into; 0: the whole image at once."""
+    """Stride of the windows of `crop` px that a test image is cut into; 0: the whole image at once."""
 
 
 class FCNHead(nn.Module):
-    """`num_convs` 3 x 3 convolutions, one more over input and output joined where `concat`, then a score a class."""
+    """`num_convs` 3 x 3 convolutions, one more over input and output joined where `concat`, then a score per class."""
 
     def __init__(self, dim: int, channels: int, num_convs: int, num_classes: int, concat: bool) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def finetune(
         collate_fn=_collate,
         generator=torch.Generator(),
     )
-    dtype, device = PRECISIONS[config.precision], torch.device(config.device)
+    device = torch.device(config.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         net = Segmenter(copy.deepcopy(loaded.backbone).requires_grad_(True), len(masked.classes.ids), head)
@@ -120,7 +120,7 @@ def finetune(
             for group in optimizer.param_groups:  # C5.4: from 0.01 to 0.0001
                 group["lr"] = schedule.lr * (0.99 * (1 - step / schedule.steps) ** 0.9 + 0.01)
             images, truth = (x.to(device) for x in batch)
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            with autocast(device, config.precision):
                 scores, aux = net(normalize(images, loaded.mean, loaded.std))
             loss = _loss(scores, truth, schedule.align_corners)
             if aux is not None:

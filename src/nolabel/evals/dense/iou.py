@@ -10,14 +10,14 @@ VOID = -1
 
 
 class MeanIoU(NamedTuple):
-    """Scores in percent; None where no pixel says anything."""
+    """Scores in percent; None where no pixel counts."""
 
     miou: float | None
     """Mean over the classes that are in the truth or in the prediction."""
     accuracy: float | None
     """Share of the pixels that are right."""
     iou: tuple[float | None, ...]
-    """One a class; None for a class that is in neither."""
+    """One per class; None for a class that is in neither."""
 
 
 def confusion_matrix(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""Where images and their masks lie, and what the ids in the masks mean: Cityscapes, PASCAL VOC, folders of masks."""
+"""Layouts of images with masks, and the meaning of the ids in the masks: Cityscapes, PASCAL VOC, folders of masks."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,14 +50,14 @@ class Pairs(NamedTuple):
 
 
 class Classes(NamedTuple):
-    """What the ids in masks mean. Ids that are neither a class nor void are an error."""
+    """Meaning of the ids in masks. Ids that are neither a class nor void are an error."""
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
     """The id of each class."""
     void: tuple[int, ...]
     others_void: bool = False
-    """Whether every other id is void, too (Cityscapes' labelIds)."""
+    """Every other id is void, too (Cityscapes' labelIds)."""
 
 
 class Masked(NamedTuple):
@@ -70,7 +70,7 @@ class Masked(NamedTuple):
     classes: Classes
     notes: list[str]
     named: bool
-    """Whether the classes have names; else they are the ids found in the masks."""
+    """The classes have names; else they are the ids found in the masks."""
 
 
 def scan_masked(data: str | Path, classes_file: str | None = None, void: int | None = None) -> Masked:
@@ -93,22 +93,16 @@ def scan_masked(data: str | Path, classes_file: str | None = None, void: int | N
     return Masked(tree, layout, splits, classes, notes, named)
 
 
-def accepts_masks(data: str | Path) -> str | None:
-    """None where DATA holds images with masks, else why not, in one line."""
-    try:
-        _find(open_tree(data), data)
-    except DataError as error:
-        return str(error).splitlines()[0]
-    return None
+def check_masks(data: str | Path) -> Collection[str]:
+    """The splits of DATA, images with masks; opens no image. DataError for other data."""
+    return _find(open_tree(data), data)[1]
 
 
-def accepts_train_masks(data: str | Path) -> str | None:
-    """None where DATA holds images with masks to learn from and others to test on, else why not, in one line."""
-    try:
-        splits = _find(open_tree(data), data)[1]
-    except DataError as error:
-        return str(error).splitlines()[0]
-    return None if "train" in splits and len(splits) > 1 else "no masks in train/ with val/ or test/"
+def check_train_masks(data: str | Path) -> None:
+    """DataError where DATA does not hold images with masks to learn from and others to test on."""
+    splits = check_masks(data)
+    if "train" not in splits or len(splits) < 2:
+        raise DataError("no masks in train/ with val/ or test/")
 
 
 def _find(
@@ -231,7 +225,7 @@ def _folders(tree: Tree, data: str | Path, notes: list[str]) -> tuple[dict[str, 
 
 
 def _find_classes(tree: Tree, root: str) -> Classes:
-    """What `classes.json`, `.yaml` or `.txt` in the folder of the masks, or at the top, says."""
+    """The classes in `classes.json`, `.yaml` or `.txt`, in the folder of the masks or at the top."""
     for folder in (f"{root}/", ""):
         for suffix in ("json", "yaml", "yml", "txt"):
             text = read_text(tree, f"{folder}classes.{suffix}")
@@ -248,7 +242,7 @@ def _load(path: Path) -> str:
 
 
 def _parse(text: str, source: str) -> Classes:
-    """`id: name` as JSON or YAML (also below `classes` or `names`), or one name a line from id 0."""
+    """`id: name` as JSON or YAML (also below `classes` or `names`), or one name per line from id 0."""
     try:
         found: Any = yaml.safe_load(text) if not source.endswith(".txt") else text.splitlines()
         for key in ("classes", "names"):

@@ -13,8 +13,8 @@ from torchvision.transforms.v2 import functional as VF
 from nolabel.errors import DataError, NumericError, UsageError
 from nolabel.evals.dense.iou import VOID
 from nolabel.evals.dense.layouts import Masked, read_pair
-from nolabel.evals.shared.features import PRECISIONS
 from nolabel.networks.backbones import Backbone, backbone
+from nolabel.networks.precision import Precision, autocast
 from nolabel.views import normalize
 from nolabel.weights.load import Loaded
 
@@ -84,14 +84,12 @@ def scenes(
         yield scene
 
 
-def extractor(loaded: Loaded, device: str, precision: str) -> Extractor:
-    """The patches of a network in evaluation mode, on `device`, as float32."""
-    if precision not in PRECISIONS:
-        raise UsageError(f"There is no precision {precision!r}: use one of {', '.join(PRECISIONS)}.")
-    net, dtype = loaded.backbone.to(device).eval(), PRECISIONS[precision]
+def extractor(loaded: Loaded, device: str, precision: Precision) -> Extractor:
+    """The patches of a network in eval mode, on `device`, as float32."""
+    net = loaded.backbone.to(device).eval()
 
     def extract(images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        with torch.no_grad(), torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None):
+        with torch.no_grad(), autocast(device, precision):
             features = net(normalize(images.to(device), loaded.mean, loaded.std))
         if not features.patches.isfinite().all():
             raise NumericError("Some features are not finite: damaged weights.")

@@ -17,7 +17,7 @@ TILE = 16
 
 
 class Rules(NamedTuple):
-    """What patches may vote, and how; the values of DINO."""
+    """Patches that may vote, and their weights; the values of DINO."""
 
     num_last_frames: int = 7
     """Frames before this one, beside the first."""

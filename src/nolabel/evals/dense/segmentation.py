@@ -14,7 +14,7 @@ from nolabel.console import progress
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.dense.fcn import Schedule, finetune, segment
 from nolabel.evals.dense.iou import confusion_matrix, mean_iou, rounded
-from nolabel.evals.dense.layouts import Masked, scan_masked
+from nolabel.evals.dense.layouts import Masked, check_train_masks, scan_masked
 from nolabel.evals.dense.patches import (
     Cells,
     Extractor,
@@ -29,13 +29,11 @@ from nolabel.evals.dense.patches import (
     shares,
     to_classes,
 )
-from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
-from nolabel.evals.shared.results import data_name, write_result
+from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol, check_at_least, time_record, untrained
 from nolabel.evals.shared.trees import tree_fingerprint
 from nolabel.views import normalize
 from nolabel.weights.load import Loaded
 
-VERSION = 1
 TITLES = {"knn": "k-NN mIoU", "linear": "linear mIoU", "finetune": "fine-tuned mIoU"}
 PLACES = (32, 32)
 """Grid of the floor that knows the place in the image and nothing else."""
@@ -46,9 +44,9 @@ class SegmentationConfig(EvalConfig):
     """Settings of the protocol."""
 
     batch_size: int = 16
-    """Images a forward pass of the frozen network."""
+    """Images per forward pass of the frozen network."""
     ways: tuple[Literal["knn", "linear", "finetune"], ...] = ("knn", "linear")
-    """What is measured: knn and linear read frozen patches, finetune trains the whole network."""
+    """Measurements: knn and linear read frozen patches, finetune trains the whole network."""
     short_side: int | None = None
     """Shorter side of the images in pixels; by default 512 for weights of 224 px, and in that proportion."""
     output_stride: int = 8
@@ -78,7 +76,7 @@ class SegmentationConfig(EvalConfig):
 
 
 class Frozen(NamedTuple):
-    """What frozen features give, by what they are features of (`weights` or a floor) and who reads them."""
+    """Scores of frozen features by row of the table (`weights` or a floor) and by way (knn, linear)."""
 
     scores: dict[str, dict[str, Any]]
     num_patches: int
@@ -86,15 +84,8 @@ class Frozen(NamedTuple):
     """Classes without a pixel in train."""
 
 
-def evaluate_segmentation(
-    loaded: Loaded, data: str | Path, config: SegmentationConfig | None = None, out: Path | None = None
-) -> dict[str, Any]:
-    """Mean IoU in percent over the classes; docs/evals/segmentation.md explains the keys.
-
-    With `out` the result is written there, and the durations beside it. Raises UsageError for settings and DataError
-    for data that can't be used.
-    """
-    config = config or SegmentationConfig()
+def measure(loaded: Loaded, data: str | Path, config: SegmentationConfig, _folders: Folders) -> Measured:
+    """Mean IoU in percent over the classes; every image is decoded once for the frozen network and its floor."""
     check_segmentation(config)
     masked = scan_masked(data, config.classes, config.void)
     test = reported_split(masked)
@@ -110,27 +101,21 @@ def evaluate_segmentation(
         metrics["finetune"] = _finetune(loaded, masked, test, config, schedule, head)
         settings["finetune"] = {"head": head, **schedule._asdict()}
     times.append(time.perf_counter())
-    if any(found["accuracy"] is None for found in metrics.values()):
+    if any(scores["accuracy"] is None for scores in metrics.values()):
         raise DataError(f"Every pixel of {test} is void: there is nothing to measure.")
-    result = {
-        "protocol": "segmentation",
-        "version": VERSION,
-        "metrics": metrics,
-        "floor": frozen.scores,
-        "settings": settings,
-        "data": _describe(data, masked, test),
-        "seed": config.seed,
-        "notes": [*masked.notes, *_unseen(frozen)],
-    }
-    if out is not None:
-        seconds = {"frozen": times[1] - times[0], "finetune": times[2] - times[1]}
-        write_result(out, result, {"seconds": seconds, "device": config.device, "workers": config.workers})
-    return result
+    return Measured(
+        metrics=metrics,
+        data=_describe(masked, test),
+        settings=settings,
+        notes=[*masked.notes, *_unseen(frozen)],
+        floor=frozen.scores,
+        times=time_record({"frozen": times[1] - times[0], "finetune": times[2] - times[1]}, config),
+    )
 
 
 def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
     """Mean IoU by what reads the patches, for the table."""
-    return {TITLES[way]: "none" if found["miou"] is None else found["miou"] for way, found in metrics.items()}
+    return {TITLES[way]: "none" if score["miou"] is None else score["miou"] for way, score in metrics.items()}
 
 
 def measure_frozen(
@@ -182,13 +167,9 @@ def plan(loaded: Loaded, masked: Masked, config: SegmentationConfig) -> tuple[Sc
 
 def check_segmentation(config: SegmentationConfig) -> None:
     """UsageError for settings that cannot work."""
-    check_common(config)
     if not config.ways or len(set(config.ways)) < len(config.ways):
         raise UsageError("ways names what is measured, each once: knn, linear, finetune.")
-    for name in ("short_side", "k", "bank_size", "max_patches", "epochs", "steps"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1, not {value}.")
+    check_at_least(config, 1, "short_side", "k", "bank_size", "max_patches", "epochs", "steps")
     for name in ("lr", "temperature"):
         if not getattr(config, name) > 0:
             raise UsageError(f"{name} must be above 0, not {getattr(config, name)}.")
@@ -196,15 +177,15 @@ def check_segmentation(config: SegmentationConfig) -> None:
 
 def reported_split(masked: Masked) -> str:
     """The split that is reported: test, or val. Raises DataError where there is nothing to learn from or to test on."""
-    found = [split for split in ("test", "val") if split in masked.splits]
-    if "train" not in masked.splits or not found:
+    tested = [split for split in ("test", "val") if split in masked.splits]
+    if "train" not in masked.splits or not tested:
         raise DataError(
             f"The data holds {' and '.join(masked.splits) or 'no masks'} and not train with val or test.\n"
             "Expected folders train and val (or test) below the images and below the masks."
         )
     if len(masked.classes.ids) < 2:
         raise DataError(f"The masks hold {len(masked.classes.ids)} class beside void: expected two or more.")
-    return found[0]
+    return tested[0]
 
 
 def _learn_from(
@@ -218,12 +199,12 @@ def _learn_from(
     place = torch.zeros(PLACES[0] * PLACES[1], num_classes)
     for batch in in_batches(_scenes(masked, "train", loaded, config), config.batch_size):
         place += sum(shares(scene.truth, PLACES, num_classes) for scene in batch)
-        found = {name: extract(torch.stack([s.image for s in batch])) for name, extract in rows.items()}
+        patches = {name: extract(torch.stack([s.image for s in batch])) for name, extract in rows.items()}
         for i, scene in enumerate(batch):
-            share = shares(scene.truth, found["weights"][1], num_classes)
+            share = shares(scene.truth, patches["weights"][1], num_classes)
             usable = share.sum(1).nonzero()[:, 0]
             chosen = usable[torch.randperm(len(usable), generator=generator)[:quota].sort().values]
-            for name, (values, _) in found.items():
+            for name, (values, _) in patches.items():
                 features[name].append(values[i, chosen.to(values.device)].bfloat16())
                 targets[name].append(share[chosen].to(values.device))
     cells = {name: Cells(torch.cat(features[name]), torch.cat(targets[name])) for name in rows}
@@ -279,7 +260,7 @@ def _say(line: str) -> None:
 def _settings(loaded: Loaded, config: SegmentationConfig) -> dict[str, Any]:
     names = ("ways", "output_stride", "k", "temperature", "bank_size", "max_patches", "epochs", "lr")
     chosen = {name: getattr(config, name) for name in names}
-    return describe_weights(loaded, config) | {"short_side": _short_side(loaded, config)} | chosen
+    return {"short_side": _short_side(loaded, config)} | chosen
 
 
 def _unseen(frozen: Frozen) -> list[str]:
@@ -287,7 +268,7 @@ def _unseen(frozen: Frozen) -> list[str]:
     return [f"without a pixel in train, so never found: {names}"] if names else []
 
 
-def _describe(data: str | Path, masked: Masked, test: str) -> dict[str, Any]:
+def _describe(masked: Masked, test: str) -> dict[str, Any]:
     parts = {
         split: {
             "images": _count(masked, split),
@@ -295,5 +276,8 @@ def _describe(data: str | Path, masked: Masked, test: str) -> dict[str, Any]:
         }
         for split in ("train", test)
     }
-    about = {"name": data_name(data), "layout": masked.layout, "num_classes": len(masked.classes.ids)}
-    return about | {"classes": masked.classes.names, "reported_on": test, "splits": parts}
+    about = {"layout": masked.layout, "num_classes": len(masked.classes.ids), "classes": masked.classes.names}
+    return about | {"reported_on": test, "splits": parts}
+
+
+PROTOCOL = Protocol("segmentation", 1, "segmentation, %", SegmentationConfig, measure, columns, check_train_masks)

@@ -21,14 +21,12 @@ from nolabel.evals.dense.contours import boundary_f
 from nolabel.evals.dense.iou import jaccard
 from nolabel.evals.dense.overlay import write_clip, write_mask
 from nolabel.evals.dense.propagation import Rules, propagate, to_pixels
-from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
-from nolabel.evals.shared.features import PRECISIONS
-from nolabel.evals.shared.results import data_name, write_result
+from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol, check_at_least, untrained
 from nolabel.evals.shared.trees import Tree, check_same_size, read_picture, tree_fingerprint
+from nolabel.networks.precision import autocast
 from nolabel.views import normalize
 from nolabel.weights.load import Loaded
 
-VERSION = 1
 NAMES = ("mean", "recall", "decay")
 
 
@@ -62,41 +60,26 @@ class Scores(NamedTuple):
     decay: float
 
 
-def evaluate_video(
-    loaded: Loaded, data: str | Path, config: VideoConfig | None = None, out: Path | None = None
-) -> dict[str, Any]:
-    """J, F and their mean in percent; docs/evals/video.md explains the keys.
-
-    With `out` the result is written there, durations beside it, masks and clips into the folder of its name. Raises
-    UsageError for settings and DataError for data that can't be used.
-    """
-    config = config or VideoConfig()
-    _check(loaded, config)
-    found = scan_clips(data)
-    found = found._replace(clips=tuple(_cut(clip, config.max_frames) for clip in found.clips))
-    pictures = out.with_suffix("") if out is not None and config.masks else None
+def measure(loaded: Loaded, data: str | Path, config: VideoConfig, folders: Folders) -> Measured:
+    """J, F and their mean in percent; files: masks, clips with the masks over them."""
+    _check(config)
+    clips = scan_clips(data)
+    clips = clips._replace(clips=tuple(_cut(clip, config.max_frames) for clip in clips.clips))
     start = time.perf_counter()
-    metrics, num_frames, seconds = _run(loaded, found, config, pictures)
-    floor = {}
-    if config.floor:
-        floor["random_weights"] = _run(untrained(loaded, config.seed), found, config)[0]
-        floor["first_mask"] = _run(None, found, config)[0]
-    for row in floor.values():
-        row.pop("objects")
-    result = {
-        "protocol": "video",
-        "version": VERSION,
-        "metrics": metrics,
-        "floor": floor,
-        "settings": _settings(loaded, config),
-        "data": _describe(data, found, len(metrics["objects"])),
-        "seed": config.seed,
-        "notes": [f"only the first {config.max_frames} frames of a clip"] if config.max_frames else [],
-    }
-    if out is not None:
-        times = {"seconds": {"all": time.perf_counter() - start}, "seconds_per_frame": seconds / max(num_frames, 1)}
-        write_result(out, result, {**times, "device": config.device})
-    return result
+    metrics, num_frames, seconds = _follow_all(loaded, clips, config, folders.files if config.masks else None)
+    floor = _floor(loaded, clips, config) if config.floor else {}
+    return Measured(
+        metrics=metrics,
+        data=_describe(clips, len(metrics["objects"])),
+        settings=_settings(loaded, config),
+        notes=[f"only the first {config.max_frames} frames of a clip"] if config.max_frames else [],
+        floor=floor,
+        times={
+            "seconds": {"all": time.perf_counter() - start},
+            "seconds_per_frame": seconds / max(num_frames, 1),
+            "device": config.device,
+        },
+    )
 
 
 def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
@@ -125,24 +108,31 @@ def over_time(values: Sequence[float]) -> Scores:
 
 def score(predicted: Sequence[Tensor], truth: Sequence[Tensor], objects: Sequence[int]) -> list[tuple[Scores, Scores]]:
     """J and F of each of `objects` over the frames; masks (H, W) hold their ids and 0."""
-    found = []
+    scores = []
     for i in objects:
         pairs = [(p == i, t == i) for p, t in zip(predicted, truth, strict=True)]
-        found.append(
+        scores.append(
             (over_time([float(jaccard(p, t)) for p, t in pairs]), over_time([boundary_f(p, t) for p, t in pairs]))
         )
-    return found
+    return scores
 
 
-def _run(
-    loaded: Loaded | None, found: Clips, config: VideoConfig, pictures: Path | None = None
+def _floor(loaded: Loaded, clips: Clips, config: VideoConfig) -> dict[str, Any]:
+    """Means for the untrained network and for the first mask, left where it is."""
+    networks = {"random_weights": untrained(loaded, config.seed), "first_mask": None}
+    rows = {name: _follow_all(network, clips, config)[0] for name, network in networks.items()}
+    return {name: {key: row[key] for key in row if key != "objects"} for name, row in rows.items()}
+
+
+def _follow_all(
+    loaded: Loaded | None, clips: Clips, config: VideoConfig, pictures: Path | None = None
 ) -> tuple[dict[str, Any], int, float]:
     """The metrics of all clips, the number of frames that were computed, and the seconds they took."""
     objects: dict[str, tuple[Scores, Scores]] = {}
     num_frames, seconds = 0, 0.0
-    for clip in found.clips:
-        binary = is_binary(found.tree, str(clip.masks[0]))
-        first = read_objects(found.tree, str(clip.masks[0]), binary)
+    for clip in clips.clips:
+        binary = is_binary(clips.tree, str(clip.masks[0]))
+        first = read_objects(clips.tree, str(clip.masks[0]), binary)
         ids = torch.unique(first[first > 0]).tolist()  # a number may be missing
         if not ids:
             raise DataError(f"The first mask of {clip.name} is empty: there is no object to follow.")
@@ -150,14 +140,14 @@ def _run(
         if loaded is None:
             masks = [first] * (len(clip.frames) - 1)
         else:
-            masks = list(follow(loaded, found.tree, clip, first, config))
+            masks = list(follow(loaded, clips.tree, clip, first, config))
         seconds, num_frames = seconds + time.perf_counter() - start, num_frames + len(masks)
         scored = [i for i in range(1, len(clip.frames) - 1) if clip.masks[i] is not None]
-        truth = [_truth(found.tree, clip, i, first, binary) for i in scored]
+        truth = [_truth(clips.tree, clip, i, first, binary) for i in scored]
         for number, pair in zip(ids, score([masks[i - 1] for i in scored], truth, ids), strict=True):
             objects[f"{clip.name}/{number}"] = pair
         if pictures is not None:
-            _write(pictures, found.tree, clip, [first, *masks])
+            _write(pictures, clips.tree, clip, [first, *masks])
     return _summary(objects), num_frames, seconds
 
 
@@ -197,19 +187,19 @@ def _features(
     loaded: Loaded, tree: Tree, clip: Clip, size: tuple[int, int], net_size: tuple[int, int], config: VideoConfig
 ) -> Iterator[Tensor]:
     """The patches (h, w, D) of each frame."""
-    net, dtype = loaded.backbone.to(config.device).eval(), PRECISIONS[config.precision]
+    net = loaded.backbone.to(config.device).eval()
     for name in clip.frames:
         picture = read_picture(tree, name)
         if (picture.shape[1], picture.shape[2]) != size:
             check_same_size(picture, torch.empty(size), name, str(clip.masks[0]))
         x = VF.resize(picture, list(net_size), VF.InterpolationMode.BILINEAR, antialias=True)
         x = normalize(x[None].to(config.device), loaded.mean, loaded.std)
-        with torch.no_grad(), torch.autocast(x.device.type, dtype, enabled=dtype is not None):
+        with torch.no_grad(), autocast(config.device, config.precision):
             if config.stage is not None:
                 yield net.stages(x)[config.stage - 1][0].permute(1, 2, 0)
             else:
-                found = net(x)
-                yield found.patches[0].unflatten(0, found.grid)
+                features = net(x)
+                yield features.patches[0].unflatten(0, features.grid)
 
 
 def _truth(tree: Tree, clip: Clip, index: int, first: Tensor, binary: bool) -> Tensor:
@@ -249,19 +239,11 @@ def _write(folder: Path, tree: Tree, clip: Clip, masks: Sequence[Tensor]) -> Non
     write_clip(folder / f"{clip.name.replace('/', '-')}.webp", frames, masks)
 
 
-def _check(loaded: Loaded, config: VideoConfig) -> None:
-    check_common(config)
-    if config.precision not in PRECISIONS:
-        raise UsageError(f"There is no precision {config.precision!r}: use one of {', '.join(PRECISIONS)}.")
-    for name, value, least in (
-        ("short_side", config.short_side, 1),
-        ("num_last_frames", config.num_last_frames, 0),
-        ("radius", config.radius, 0),
-        ("topk", config.topk, 1),
-        ("max_frames", config.max_frames, 3),
-    ):
-        if value is not None and value < least:
-            raise UsageError(f"{name} must be at least {least}, not {value}.")
+def _check(config: VideoConfig) -> None:
+    check_at_least(config, 1, "short_side")
+    check_at_least(config, 0, "num_last_frames", "radius")
+    check_at_least(config, 1, "topk")
+    check_at_least(config, 3, "max_frames")
     if not config.temperature >= 0.02:
         raise UsageError(
             f"temperature must be at least 0.02, not {config.temperature}: exp(1 / temperature) overflows."
@@ -276,19 +258,18 @@ def _short_side(loaded: Loaded, config: VideoConfig) -> int:
 
 def _settings(loaded: Loaded, config: VideoConfig) -> dict[str, Any]:
     names = ("num_last_frames", "radius", "topk", "temperature", "stage", "max_frames")
-    return describe_weights(loaded, config) | {
-        "short_side": _short_side(loaded, config),
-        **{name: getattr(config, name) for name in names},
-    }
+    return {"short_side": _short_side(loaded, config), **{name: getattr(config, name) for name in names}}
 
 
-def _describe(data: str | Path, found: Clips, num_objects: int) -> dict[str, Any]:
-    files = [name for clip in found.clips for name in (*clip.frames, *filter(None, clip.masks))]
+def _describe(clips: Clips, num_objects: int) -> dict[str, Any]:
+    files = [name for clip in clips.clips for name in (*clip.frames, *filter(None, clip.masks))]
     return {
-        "name": data_name(data),
-        "num_clips": len(found.clips),
-        "num_frames": sum(len(clip.frames) for clip in found.clips),
+        "num_clips": len(clips.clips),
+        "num_frames": sum(len(clip.frames) for clip in clips.clips),
         "num_objects": num_objects,
-        "list": found.listed_in,
-        "fingerprint": tree_fingerprint(found.tree, files),
+        "list": clips.listed_in,
+        "fingerprint": tree_fingerprint(clips.tree, files),
     }
+
+
+PROTOCOL = Protocol("video", 1, "DAVIS, %", VideoConfig, measure, columns, check_data=scan_clips)

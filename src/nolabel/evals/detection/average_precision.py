@@ -15,7 +15,7 @@ MISSING = "Detection needs faster-coco-eval: pip install 'nolabel[detection]'."
 
 
 class Found(NamedTuple):
-    """What a detector says about one image."""
+    """Boxes that a detector finds in one image."""
 
     boxes: Tensor
     """(N, 4) float32 in pixels: left, top, right, bottom."""

@@ -1,4 +1,4 @@
-"""Where boxes lie in data of three layouts, two of them read here; docs/evals/detection.md shows the trees."""
+"""Three layouts of images with boxes, two of them read here; docs/evals/detection.md shows the trees."""
 
 import json
 import posixpath
@@ -33,7 +33,7 @@ def scan_boxed(data: str | Path, labels_folder: str | None = None) -> Boxed:
     Raises DataError for other trees, boxes outside of their image, classes that nothing names, and annotations of
     images that are not there.
     """
-    layout, tree = _find(data, labels_folder)
+    layout, tree = find_boxes(data, labels_folder)
     if layout == "COCO":
         boxed = _coco(tree)
     else:
@@ -44,16 +44,8 @@ def scan_boxed(data: str | Path, labels_folder: str | None = None) -> Boxed:
     return boxed
 
 
-def accepts_boxes(data: str | Path) -> str | None:
-    """None where DATA holds images with boxes, else why not, in one line. Opens no image."""
-    try:
-        _find(data)
-    except DataError as error:
-        return str(error).splitlines()[0]
-    return None
-
-
-def _find(data: str | Path, labels_folder: str | None = None) -> tuple[str, Tree]:
+def find_boxes(data: str | Path, labels_folder: str | None = None) -> tuple[str, Tree]:
+    """The layout of DATA and its tree; opens no image. DataError where it holds no images with boxes."""
     for layout, marks in (
         ("COCO", lambda tree: bool(_coco_files(tree))),
         ("PASCAL VOC", lambda tree: bool(_voc_lists(tree))),
@@ -147,7 +139,7 @@ def _share_of(content: Mapping[str, Any], rows: Sequence[int]) -> str:
 
 
 def draw_share(count: int, fraction: float, seed: int) -> list[int]:
-    """Which of so many images are in a share, at least one; of one seed a smaller share is part of a larger one."""
+    """Rows of `count` images that are in a share, at least one; of one seed a smaller share is part of a larger one."""
     wanted = max(1, round(fraction * count))
     chosen: list[int] = generator("share", seed).permutation(count)[:wanted].tolist()
     return sorted(chosen)

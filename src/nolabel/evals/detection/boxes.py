@@ -75,7 +75,7 @@ def open_boxed(data: str | Path, marks: Callable[[Tree], bool]) -> Tree | None:
 
 
 def has_file(tree: Tree, name: str) -> bool:
-    """Whether there is a file of that name, an image or not."""
+    """True if there is a file of that name, an image or not."""
     if tree.images.packed:
         return archives.members(tree.images.root).names.find(tree.top + name) is not None
     return os.path.isfile(os.path.join(tree.images.root, tree.top, name))
@@ -186,7 +186,7 @@ def read_annotated(boxed: Boxed, one: Annotated) -> tuple[Tensor, Objects]:
 
 
 def all_outlined(examples: Sequence[Annotated]) -> bool:
-    """Whether every object that counts has an outline, so that masks can be learned."""
+    """True if every object that counts has an outline, so that masks can be learned."""
     objects = [one.objects for one in examples]
     return any(len(o.labels) for o in objects) and all(o.outlines is not None or not len(o.labels) for o in objects)
 

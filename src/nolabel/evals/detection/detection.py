@@ -2,7 +2,6 @@
 
 import math
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,15 @@ import torch
 from nolabel.console import progress
 from nolabel.errors import DataError, StorageError, UsageError
 from nolabel.evals.detection.average_precision import average_precision, check_library
-from nolabel.evals.detection.box_layouts import draw_share, scan_boxed, split_file
+from nolabel.evals.detection.box_layouts import draw_share, find_boxes, scan_boxed, split_file
 from nolabel.evals.detection.boxes import Boxed, all_outlined
 from nolabel.evals.detection.networks import Kind, Sizes, check_resnet
 from nolabel.evals.detection.sheet import write_sheet
 from nolabel.evals.detection.training import Schedule, Task, detect, train_detector
-from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
-from nolabel.evals.shared.results import data_name, write_result
+from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol, check_at_least
 from nolabel.evals.shared.trees import tree_fingerprint
 from nolabel.files import write_text
 from nolabel.weights.load import Loaded
-
-VERSION = 1
-
 
 PAPER: dict[str, tuple[Schedule, Sizes]] = {
     "c4": (Schedule(24_000, (18_000, 22_000), 100, 16, 0.02), Sizes(tuple(range(480, 801, 32)), 800, 1333)),
@@ -45,7 +40,7 @@ class DetectionConfig(EvalConfig):
     steps: int | None = None
     """Instead of the schedule's; what it does on the way keeps its share."""
     train_batch_size: int | None = None
-    """Images a step, instead of the schedule's; the learning rate goes with it."""
+    """Images per step, instead of the schedule's; the learning rate is scaled with it."""
     lr: float = 0.02
     """Learning rate for 16 images a step."""
     short_side: int | None = None
@@ -53,61 +48,44 @@ class DetectionConfig(EvalConfig):
     fraction: float = 1.0
     """Share of train that is learned from; 0.1 is the semi-supervised protocol. It is written beside the result."""
     split_seed: int = 0
-    """Which images the share holds; the same for every `seed`, so that runs can be averaged."""
+    """Seed of the share's images; the share is the same for every `seed`, so that runs can be averaged."""
     labels_folder: str | None = None
     """Folder of YOLO's text files beside images/, such as polygons; by default the one with the most of them."""
 
 
-def evaluate_detection(
-    loaded: Loaded, data: str | Path, config: DetectionConfig | None = None, out: Path | None = None
-) -> dict[str, Any]:
-    """AP, AP50 and AP75 in percent of boxes, and of masks; docs/evals/detection.md explains the keys.
+def measure(loaded: Loaded, data: str | Path, config: DetectionConfig, folders: Folders) -> Measured:
+    """AP, AP50 and AP75 in percent of boxes and of masks; files: a picture of the boxes found, the share of train.
 
-    With `out` the result is written there, and the durations beside it. Raises UsageError for settings, networks that
-    are no ResNet and a missing extra, DataError for data that can't be used, NumericError when training diverges.
+    Raises UsageError for networks that are no ResNet and a missing extra, NumericError when training diverges.
     """
-    config = config or DetectionConfig()
     check_detection(config)
     check_resnet(loaded.backbone)
     check_library()
     boxed = scan_boxed(data, config.labels_folder)
     task, split = make_task(loaded, boxed, config)
-    folder = None if out is None else out.with_suffix("")
-    if folder is not None and config.fraction < 1:
-        _write_split(folder, boxed, config)
-    times = [time.perf_counter()]
-    metrics = measure(loaded, task, config, folder)
-    times.append(time.perf_counter())
-    floor = {"random_weights": measure(untrained(loaded, config.seed), task, config)} if config.floor else {}
-    times.append(time.perf_counter())
-    result = {
-        "protocol": "detection",
-        "version": VERSION,
-        "metrics": metrics,
-        "floor": floor,
-        "settings": describe_weights(loaded, config) | _describe(task, config),
-        "data": _describe_data(data, task, split),
-        "seed": config.seed,
-        "notes": _notes(task, config),
-    }
-    if out is not None:
-        seconds = {"weights": times[1] - times[0], "floor": times[2] - times[1]}
-        write_result(out, result, {"seconds": seconds, "device": config.device, "workers": config.workers})
-    return result
+    if folders.files is not None and config.fraction < 1:
+        _write_split(folders.files, boxed, config)
+    return Measured(
+        metrics=train_and_test(loaded, task, config, folders.files),
+        data=_describe_data(task, split),
+        settings=_describe(task, config),
+        notes=_notes(task, config),
+        floor=lambda random: {"random_weights": train_and_test(random, task, config)},
+    )
 
 
 def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
     """AP of boxes and of masks, for the table."""
     names = {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}
     return {
-        f"{kind} {title}": "none" if found[key] is None else found[key]
-        for kind, found in metrics.items()
+        f"{kind} {title}": "none" if score[key] is None else score[key]
+        for kind, score in metrics.items()
         for key, title in names.items()
     }
 
 
-def measure(loaded: Loaded, task: Task, config: DetectionConfig, folder: Path | None = None) -> dict[str, Any]:
-    """Train from `loaded`, and test; with `folder` a picture of what is found is written there."""
+def train_and_test(loaded: Loaded, task: Task, config: DetectionConfig, folder: Path | None = None) -> dict[str, Any]:
+    """Train from `loaded`, and test; with `folder` a picture of the boxes found is written there."""
     schedule, sizes = task.schedule, task.sizes
     print(
         f"detection {loaded.name}: {task.kind}, {len(task.train)} images, {schedule.steps} steps of "
@@ -130,7 +108,7 @@ def measure(loaded: Loaded, task: Task, config: DetectionConfig, folder: Path | 
 
 
 def make_task(loaded: Loaded, boxed: Boxed, config: DetectionConfig) -> tuple[Task, str]:
-    """What is trained on what, and the split that is reported. Raises DataError where one of the two is missing."""
+    """The training with its data, and the split that is reported. Raises DataError where images for one are missing."""
     split = next((name for name in ("test", "val") if boxed.splits.get(name)), None)
     if split is None or not boxed.splits.get("train"):
         raise DataError(
@@ -180,15 +158,11 @@ def make_sizes(loaded: Loaded, kind: Kind, config: DetectionConfig) -> Sizes:
 
 def check_detection(config: DetectionConfig) -> None:
     """UsageError for settings that cannot work."""
-    check_common(config)
     if not 0 < config.fraction <= 1:
         raise UsageError(f"fraction is a share of train, above 0 and up to 1, not {config.fraction}.")
     if not 0 < config.lr < math.inf:
         raise UsageError(f"lr must be above 0, not {config.lr}.")
-    for name in ("steps", "train_batch_size", "short_side"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1, not {value}.")
+    check_at_least(config, 1, "steps", "train_batch_size", "short_side")
 
 
 def _write_split(folder: Path, boxed: Boxed, config: DetectionConfig) -> None:
@@ -208,7 +182,7 @@ def _describe(task: Task, config: DetectionConfig) -> dict[str, Any]:
     return plan | {"sizes": task.sizes._asdict(), "schedule": config.schedule} | task.schedule._asdict()
 
 
-def _describe_data(data: str | Path, task: Task, split: str) -> dict[str, Any]:
+def _describe_data(task: Task, split: str) -> dict[str, Any]:
     parts = {
         name: {
             "images": len(examples),
@@ -217,8 +191,9 @@ def _describe_data(data: str | Path, task: Task, split: str) -> dict[str, Any]:
         }
         for name, examples in (("train", task.train), (split, task.test))
     }
-    about = {"name": data_name(data), "layout": task.boxed.layout, "num_classes": len(task.boxed.classes)}
-    return about | {"classes": task.boxed.classes, "reported_on": split, "splits": parts}
+    boxed = task.boxed
+    about = {"layout": boxed.layout, "num_classes": len(boxed.classes), "classes": boxed.classes}
+    return about | {"reported_on": split, "splits": parts}
 
 
 def _notes(task: Task, config: DetectionConfig) -> list[str]:
@@ -230,3 +205,6 @@ def _notes(task: Task, config: DetectionConfig) -> list[str]:
     if unseen:
         notes.append(f"without an object in train: {', '.join(unseen[:8])}{' ...' * (len(unseen) > 8)}")
     return notes
+
+
+PROTOCOL = Protocol("detection", 1, "detection, %", DetectionConfig, measure, columns, find_boxes, unasked=False)

@@ -31,7 +31,7 @@ HIDDEN = 1024
 
 
 REGIONS = 512
-"""Regions an image that the box head learns from."""
+"""Regions per image that the box head learns from."""
 
 
 LEVELS = ["0", "1", "2", "3"]
@@ -46,7 +46,7 @@ RATIOS = (0.5, 1.0, 2.0)
 
 
 class Sizes(NamedTuple):
-    """Of the images, in pixels."""
+    """Sizes of the images, in pixels."""
 
     train: tuple[int, ...]
     """Shorter sides, one of them by chance."""

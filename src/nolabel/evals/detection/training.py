@@ -16,7 +16,8 @@ from nolabel.evals.detection.average_precision import Found, decode_outline, enc
 from nolabel.evals.detection.boxes import Annotated, Boxed, Objects, read_annotated
 from nolabel.evals.detection.networks import Kind, Sizes, detector
 from nolabel.evals.protocol import EvalConfig
-from nolabel.evals.shared.features import PRECISIONS
+from nolabel.networks.precision import autocast
+from nolabel.optim.schedules import multi_step
 from nolabel.weights.load import Loaded
 
 PRECISE_BATCHES = 200
@@ -24,7 +25,7 @@ PRECISE_BATCHES = 200
 
 
 class Schedule(NamedTuple):
-    """How long a detector is trained."""
+    """Length and learning rate of a training."""
 
     steps: int
     milestones: tuple[int, ...]
@@ -49,7 +50,7 @@ class Task(NamedTuple):
 
 def lr_at(schedule: Schedule, step: int) -> float:
     """The learning rate of a step."""
-    rate = schedule.lr * 0.1 ** sum(step >= m for m in schedule.milestones)
+    rate = multi_step(schedule.lr, 0.1, schedule.milestones, step)
     if step < schedule.warmup:
         share = step / schedule.warmup
         rate *= 0.001 * (1 - share) + share
@@ -61,7 +62,7 @@ def train_detector(loaded: Loaded, task: Task, config: EvalConfig, report: Repor
 
     Raises NumericError when it diverges, DataError for images that can't be right.
     """
-    device, dtype = torch.device(config.device), PRECISIONS[config.precision]
+    device = torch.device(config.device)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         net = copy.deepcopy(loaded.backbone).requires_grad_(True)
@@ -73,7 +74,7 @@ def train_detector(loaded: Loaded, task: Task, config: EvalConfig, report: Repor
             lr = lr_at(task.schedule, step)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            with autocast(device, config.precision):
                 losses = model(_to(images, device), [_target(t, device) for t in targets])
             loss = torch.stack([value.float() for value in losses.values()]).sum()
             optimizer.zero_grad()
@@ -116,8 +117,8 @@ def precise_batchnorm(
 
 
 def detect(model: Any, task: Task, config: EvalConfig) -> tuple[list[Found], list[Objects], list[tuple[int, int]]]:
-    """What is found in each image, what there is, and the image's height and width."""
-    device, dtype = torch.device(config.device), PRECISIONS[config.precision]
+    """For each image the objects found, the true ones, and its height and width."""
+    device = torch.device(config.device)
     loader = DataLoader(
         _Test(task.boxed, task.test), batch_size=None, num_workers=config.workers, generator=torch.Generator()
     )
@@ -126,7 +127,7 @@ def detect(model: Any, task: Task, config: EvalConfig) -> tuple[list[Found], lis
         if isinstance(item, str):
             raise DataError(item)
         picture, objects = item
-        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with torch.no_grad(), autocast(device, config.precision):
             answer = {key: value.cpu() for key, value in model(_to([picture], device))[0].items()}
         runs = [encode_mask(mask[0] > 0.5) for mask in answer["masks"]] if task.masks else None
         found.append(Found(answer["boxes"].float(), answer["labels"] - 1, answer["scores"].float(), runs))

@@ -1,4 +1,4 @@
-"""Boxes and polygons in YOLO's text files: one an image, one object a line, in shares of the image."""
+"""Boxes and polygons in YOLO's text files: one per image, one object per line, in shares of the image."""
 
 import posixpath
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ from nolabel.evals.detection.boxes import (
 from nolabel.evals.shared.trees import Tree, below, read_text, shown
 
 YOLO_LABELS = ("labels", "polygons", "boxes")
-"""Folders beside `images/` that hold a text file an image; polygons have boxes, too, and masks."""
+"""Folders beside `images/` that hold a text file per image; polygons have boxes, too, and masks."""
 
 
 def yolo_folder(tree: Tree, labels_folder: str | None) -> str | None:
-    """Which folder holds text files for the most images of `images/`; None where none holds one."""
+    """The folder that holds text files for the most images of `images/`; None where none holds one."""
     names = [name for name in sorted(tree.names) if name.startswith("images/")]
     stems = [posixpath.splitext(name.removeprefix("images/"))[0] for name in names]
     choices = YOLO_LABELS if labels_folder is None else (labels_folder.strip("/"),)
@@ -104,7 +104,7 @@ def _yolo_names(tree: Tree, folder: str) -> dict[int, str]:
 
 
 def _lonely(tree: Tree, folder: str, pictures: Mapping[str, str]) -> int:
-    """How many text files of train have no image. DataError where one of another split has none."""
+    """Number of text files of train without an image. DataError where one of another split has none."""
     names = files_below(tree, f"{folder}/")
     keys = [name.removeprefix(f"{folder}/").removesuffix(".txt") for name in names if name.endswith(".txt")]
     lost = [key for key in sorted(keys) if key not in pictures and "/" in key]

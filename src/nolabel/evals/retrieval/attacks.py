@@ -69,7 +69,7 @@ def _strong(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _crop(picture: Image.Image, cut_off: float, rng: np.random.Generator) -> Image.Image:
-    """What is left when a share of the area is cut off, of the same aspect ratio and anywhere in the picture."""
+    """A crop without a share of the area, of the same aspect ratio and anywhere in the picture."""
     side = math.sqrt(1 - cut_off)
     width, height = max(1, round(side * picture.width)), max(1, round(side * picture.height))
     left, top = rng.integers(picture.width - width + 1), rng.integers(picture.height - height + 1)

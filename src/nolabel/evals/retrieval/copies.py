@@ -1,6 +1,5 @@
 """The copy-detection protocol: find the original of a changed copy among distractors (INRIA Copydays)."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from torchvision.utils import make_grid, save_image
 
 from nolabel.data.images import Images, fingerprint, printable, scan
 from nolabel.errors import DataError, StorageError, UsageError
-from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
+from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol, check_at_least, no_files
 from nolabel.evals.retrieval.attacks import ATTACKS, attack, check_attacks
 from nolabel.evals.retrieval.copydays import CopySet, copy_set, evenly
 from nolabel.evals.retrieval.descriptors import (
@@ -26,12 +25,10 @@ from nolabel.evals.retrieval.descriptors import (
 )
 from nolabel.evals.retrieval.ranking import mean_ap_of_first
 from nolabel.evals.retrieval.whitening import learn_whitening, whiten
-from nolabel.evals.shared.cache import cache_folder
 from nolabel.evals.shared.features import squash
-from nolabel.evals.shared.results import data_name, write_result
+from nolabel.evals.shared.results import data_name
 from nolabel.weights.load import Loaded
 
-VERSION = 1
 TOP = 20
 """Answers that are judged (Caron et al. 2021)."""
 
@@ -65,59 +62,28 @@ class Sources(NamedTuple):
     distractors: Images | None
     whitening: Images | None
     folder: Path | None
-    """Where descriptors are kept."""
+    """Folder of kept descriptors."""
 
 
-def evaluate_copies(
-    loaded: Loaded, data: str | Path, config: CopiesConfig | None = None, out: Path | None = None
-) -> dict[str, Any]:
-    """mAP in percent over the first 20 answers, by kind of copy; docs/evals/copies.md explains the keys.
-
-    With `out` the result is written there, the durations beside it and, of copies made on the spot, a sheet in
-    `out` without its suffix. Raises UsageError for settings and DataError for data that can't be used.
-    """
-    config = config or CopiesConfig()
+def measure(loaded: Loaded, data: str | Path, config: CopiesConfig, folders: Folders) -> Measured:
+    """mAP in percent over the first 20 answers, by kind of copy; files: a sheet of the copies made on the spot."""
     _check(data, config)
-    given = _sources(data, config, cache_folder(loaded, config))
-    times = [time.perf_counter()]
-    metrics, counts = _measure(given, _network(loaded, config), config, given.whitening)
-    times.append(time.perf_counter())
-    floor = {}
-    if config.floor:
-        floor = {name: _measure(given, d, config, None)[0] for name, d in RAW_FLOORS.items()}
-        random = _network(untrained(loaded, config.seed), config)
-        floor["random_weights"] = _measure(given, random, config, given.whitening)[0]
-    times.append(time.perf_counter())
-    result = {
-        "protocol": "copies",
-        "version": VERSION,
-        "metrics": metrics,
-        "floor": floor,
-        "settings": _settings(loaded, config, given),
-        "data": {"name": data_name(data), **counts, "fingerprint": fingerprint(given.copies.originals)},
-        "seed": config.seed,
-        "notes": _notes(given, counts, 2 * loaded.backbone.num_features),
-    }
-    if out is not None:
-        seconds = {"weights": times[1] - times[0], "floor": times[2] - times[1]}
-        write_result(out, result, {"seconds": seconds, "device": config.device, "workers": config.workers})
-        if not given.copies.blocks:
-            _write_sheet(given.copies.originals, config, out.with_suffix(""))
-    return result
+    given = _sources(data, config, folders.cache)
+    metrics, counts = _search(given, _network(loaded, config), config, given.whitening)
+    originals = given.copies.originals
+    return Measured(
+        metrics=metrics,
+        data={**counts, "fingerprint": fingerprint(originals)},
+        settings=_settings(loaded, config, given),
+        notes=_notes(given, counts, 2 * loaded.backbone.num_features),
+        floor=partial(_floor, given, config),
+        write_files=no_files if given.copies.blocks else partial(_write_sheet, originals, config),
+    )
 
 
 def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
     """mAP by kind of copy, for the table; kinds of several levels are averaged."""
     return dict(metrics["mean_map"])
-
-
-def accepts(data: str | Path) -> str | None:
-    """None for images of any kind, else why DATA can't be used."""
-    try:
-        copy_set(data, 1)
-    except DataError as error:
-        return str(error).splitlines()[0]
-    return None
 
 
 def descriptor_size(loaded: Loaded) -> int:
@@ -127,11 +93,8 @@ def descriptor_size(loaded: Loaded) -> int:
 
 
 def _check(data: str | Path, config: CopiesConfig) -> None:
-    check_common(config)
     check_attacks(config.attacks)
-    for name in ("max_distractors", "max_whiten", "max_originals"):
-        if getattr(config, name) < 1:
-            raise UsageError(f"{name} must be at least 1, not {getattr(config, name)}.")
+    check_at_least(config, 1, "max_distractors", "max_whiten", "max_originals")
     if config.distractors and Path(config.distractors).resolve() == Path(data).resolve():
         raise UsageError("The distractors are the data itself: every original would be found twice.")
 
@@ -147,7 +110,12 @@ def _network(loaded: Loaded, config: CopiesConfig) -> Descriptor:
     return network(CopyDescriptor(loaded.backbone), "copies", partial(squash, size=size), loaded, config)
 
 
-def _measure(
+def _floor(given: Sources, config: CopiesConfig, random: Loaded) -> dict[str, Any]:
+    rows = {name: _search(given, descriptor, config, None)[0] for name, descriptor in RAW_FLOORS.items()}
+    return rows | {"random_weights": _search(given, _network(random, config), config, given.whitening)[0]}
+
+
+def _search(
     given: Sources, descriptor: Descriptor, config: CopiesConfig, other: Images | None
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """The metrics and the numbers of images; descriptors are whitened where there are `other` images to learn on."""
@@ -185,12 +153,12 @@ def _queries(
         return {name: (made[:, i + 1], own) for i, name in enumerate(config.attacks)}, made[:, 0]
     database, names = table(copies.originals)
     _check_whole(copies.originals, names)
-    found = {"original": (database[:, 0], tuple(range(len(database))))}
+    queries = {"original": (database[:, 0], tuple(range(len(database))))}
     for name, block in copies.blocks.items():
         features, names = table(block.images)
         _check_whole(block.images, names)
-        found[name] = (features[:, 0], block.originals)
-    return found, database[:, 0]
+        queries[name] = (features[:, 0], block.originals)
+    return queries, database[:, 0]
 
 
 def _table(
@@ -238,7 +206,7 @@ def _percent(scores: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _settings(loaded: Loaded, config: CopiesConfig, given: Sources) -> dict[str, Any]:
-    return describe_weights(loaded, config) | {
+    return {
         "image_size": config.image_size or descriptor_size(loaded),
         "interpolation": "bicubic",
         "top": TOP,
@@ -253,7 +221,7 @@ def _about(data: str | None, images: Images) -> dict[str, Any]:
 
 
 def _notes(given: Sources, counts: Mapping[str, int], width: int) -> list[str]:
-    """What a reader of the numbers has to know beside the settings."""
+    """Sentences that a reader of the numbers needs beside the settings."""
     notes = list(given.copies.notes)
     lost = len(given.copies.originals.names) - counts["num_originals"]
     if lost:
@@ -284,3 +252,8 @@ def _write_sheet(originals: Images, config: CopiesConfig, folder: Path) -> None:
         )
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}). Choose another --out.") from error
+
+
+PROTOCOL = Protocol(
+    "copies", 1, "copies, mAP, %", CopiesConfig, measure, columns, check_data=partial(copy_set, max_originals=1)
+)

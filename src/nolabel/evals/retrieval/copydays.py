@@ -18,7 +18,7 @@ class Block(NamedTuple):
 
     images: Images
     originals: tuple[int, ...]
-    """Of each copy the index of its original."""
+    """Index of each copy's original."""
 
 
 class CopySet(NamedTuple):
@@ -31,7 +31,7 @@ class CopySet(NamedTuple):
 
 
 def copy_set(data: str | Path, max_originals: int) -> CopySet:
-    """What DATA holds: Copydays' layout where it has original/ and blocks of copies, else plain images.
+    """The set in DATA: Copydays' layout where it has original/ and blocks of copies, else plain images.
 
     Of plain images at most `max_originals` are taken, evenly over their order. Raises DataError for copies whose
     original cannot be told.

@@ -1,4 +1,4 @@
-"""Descriptors of whole images for search: what protocols that rank images put in the place of the pooled feature."""
+"""Descriptors of whole images for search; protocols that rank images use them instead of the pooled feature."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -81,7 +81,7 @@ def color_histogram(image: Tensor) -> Tensor:
 
 
 class Descriptor(NamedTuple):
-    """How an image becomes a row of a table."""
+    """The way from an image to a row of a table."""
 
     kind: str
     """Its name among kept features."""
@@ -91,11 +91,11 @@ class Descriptor(NamedTuple):
     facts: Mapping[str, Any] = {}
     """All that decides the numbers beside the images and what is cut from them."""
     center: bool = False
-    """Whether the mean of the database is subtracted."""
+    """Subtract the mean of the database."""
 
 
 def network(net: nn.Module, kind: str, prepare: "partial[Tensor]", loaded: Loaded, config: EvalConfig) -> Descriptor:
-    """What `net`, a wrapper of the network of `loaded`, pools of images; it is named by `kind` and its settings."""
+    """Pooled features of `net`, a wrapper of the network of `loaded`; its name is `kind` and its settings."""
     facts = {"prepare": [prepare.func.__name__, prepare.keywords], "scales": getattr(net, "scales", None)}
     return Descriptor(
         kind,
@@ -124,7 +124,7 @@ RAW_FLOORS = {
     "raw_pixels": Descriptor("pixels", small_pixels, as_they_are, center=True),
     "color_histogram": Descriptor("colors", color_histogram, as_they_are),
 }
-"""What needs no network."""
+"""Descriptors that need no network."""
 
 
 def described_images(

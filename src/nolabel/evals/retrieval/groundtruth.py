@@ -20,7 +20,7 @@ LEVELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "medium": (("easy", "hard"), ("junk",)),
     "hard": (("hard",), ("junk", "easy")),
 }
-"""What is right and what is left out at each level (Radenović et al. 2018)."""
+"""Kinds that are right, and kinds that are left out, at each level (Radenović et al. 2018)."""
 
 _KEYS = {"easy", "hard", "junk", "bbx"}
 Box = tuple[float, float, float, float]
@@ -32,17 +32,17 @@ class GroundTruth(NamedTuple):
     queries: Images
     database: Images
     truths: dict[str, list[Truth]]
-    """By level, one a query; indices are those of `database`."""
+    """By level, one per query; indices are those of `database`."""
     boxes: list[Box | None]
     """Left, top, right, bottom of the object in each query, in pixels."""
     fingerprint: str
     """16 hexadecimal digits of SHA-256 of the JSON file."""
 
 
-def ground_truth_file(data: str | Path) -> str | None:
-    """The name of the only gnd*.json in the root of a folder or zip; None where there is none.
+def find_ground_truth(data: str | Path) -> tuple[Images, str | None]:
+    """The images of DATA and the name of the only gnd*.json in the root of a folder or zip, None where there is none.
 
-    Raises DataError where there are several, or where DATA is missing or no folder or zip.
+    Raises DataError where there are several.
     """
     images = scan(data)
     names: Sequence[str] = []
@@ -55,19 +55,18 @@ def ground_truth_file(data: str | Path) -> str | None:
         raise DataError(
             f"{_shown(data)} holds several ground truths: {', '.join(sorted(names)[:5])}. Keep one of them."
         )
-    return names[0] if names else None
+    return images, names[0] if names else None
 
 
 def ground_truth(data: str | Path) -> GroundTruth:
-    """The ground truth of DATA with its images; DataError says what does not fit."""
-    file = ground_truth_file(data)
+    """The ground truth of DATA with its images. Raises DataError for all that does not fit."""
+    images, file = find_ground_truth(data)
     if file is None:
         raise DataError(
             f"{_shown(data)} holds no {PATTERN}.\n"
             "Expected a folder or zip of jpg/ with the images and gnd.json with imlist, qimlist and gnd.\n"
             "docs/evals/retrieval.md says how to convert revisitop's gnd_*.pkl."
         )
-    images = scan(data)
     if images.packed:
         content = archives.read_member(images.root, file)
     else:

@@ -1,4 +1,4 @@
-"""How well a database is ranked for queries: average precision and precision at k, with images that count as neither.
+"""Quality of a ranking for queries: average precision and precision at k, with images that count as neither.
 
 Pure functions of features and of who belongs to whom. Ties have an order, as in k-NN: cosine similarities are computed
 in float64 and rounded to multiples of 2^-24, and of equally similar images the earlier one in the database comes first.
@@ -20,7 +20,7 @@ _MIN_QUERIES = 64  # at a time, however large the database: its features are bro
 
 
 class Truth(NamedTuple):
-    """Which images of the database belong to one query; all others are wrong answers."""
+    """Images of the database that belong to one query; all others are wrong answers."""
 
     positives: Sequence[int]
     junk: Sequence[int] = ()
@@ -97,7 +97,7 @@ def score(
     ks: Sequence[int],
     device: str | torch.device = "cpu",
 ) -> dict[str, Score]:
-    """Mean AP and mean precision at each k by level; `truths` holds one Truth a query for each level.
+    """Mean AP and mean precision at each k by level; `truths` holds one Truth per query for each level.
 
     The database (N, D) is ranked once for all levels. A query without a positive at a level is left out there.
     """

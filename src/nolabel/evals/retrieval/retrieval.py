@@ -1,7 +1,6 @@
 """The retrieval protocol: find other pictures of the same place or thing (revisited Oxford and Paris)."""
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,16 +14,14 @@ from torch import Tensor
 
 from nolabel.data.images import Images, fingerprint, printable, scan
 from nolabel.errors import DataError, UsageError
-from nolabel.evals.protocol import EvalConfig, check_common, describe_weights, untrained
+from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol
 from nolabel.evals.retrieval.descriptors import RAW_FLOORS, SCALES, Descriptor, MultiScale, described_images, network
-from nolabel.evals.retrieval.groundtruth import Box, GroundTruth, ground_truth, ground_truth_file
+from nolabel.evals.retrieval.groundtruth import Box, GroundTruth, find_ground_truth, ground_truth
 from nolabel.evals.retrieval.ranking import Score, score
 from nolabel.evals.retrieval.whitening import learn_whitening, whiten
-from nolabel.evals.shared.cache import cache_folder
-from nolabel.evals.shared.results import data_name, write_result
+from nolabel.evals.shared.results import data_name
 from nolabel.weights.load import Loaded
 
-VERSION = 1
 KS = (1, 5, 10)
 
 
@@ -43,56 +40,36 @@ class RetrievalConfig(EvalConfig):
 
 
 class Task(NamedTuple):
-    """What every row of the table is measured on."""
+    """Data and settings of every row of the table."""
 
     truth: GroundTruth
+    other: Images | None
+    """Images to learn a whitening on."""
     config: RetrievalConfig
     folder: Path | None
-    """Where features are kept."""
+    """Folder of kept features."""
 
 
-def evaluate_retrieval(
-    loaded: Loaded, data: str | Path, config: RetrievalConfig | None = None, out: Path | None = None
-) -> dict[str, Any]:
-    """mAP and mP@k in percent at the levels easy, medium and hard; docs/evals/retrieval.md explains the keys.
-
-    With `out` the result is written there, and the durations beside it. Raises UsageError for settings and
-    DataError for data that can't be used.
-    """
-    config = config or RetrievalConfig()
-    check_common(config)
+def measure(loaded: Loaded, data: str | Path, config: RetrievalConfig, folders: Folders) -> Measured:
+    """mAP and mP@k in percent at the levels easy, medium and hard."""
     truth = ground_truth(data)
     if config.crop_queries and None in truth.boxes:
         raise UsageError("--crop-queries needs a bbx for every query, and the ground truth lacks some.")
     other = scan(config.whiten) if config.whiten else None
-    measure = partial(_measure, Task(truth, config, cache_folder(loaded, config)))
-    times = [time.perf_counter()]
-    scores = measure(_network(loaded, config), other)
-    times.append(time.perf_counter())
-    floor = {name: measure(descriptor, None) for name, descriptor in RAW_FLOORS.items()} if config.floor else {}
-    if config.floor:
-        floor["random_weights"] = measure(_network(untrained(loaded, config.seed), config), other)
-    times.append(time.perf_counter())
-    result = {
-        "protocol": "retrieval",
-        "version": VERSION,
-        "metrics": _percent(scores),
-        "floor": {name: _percent(values) for name, values in floor.items()},
-        "settings": _settings(loaded, config, other),
-        "data": {
-            "name": data_name(data),
+    task = Task(truth, other, config, folders.cache)
+    scores = _rank(task, _network(loaded, config), whitened=True)
+    return Measured(
+        metrics=_percent(scores),
+        data={
             "num_queries": len(truth.queries.names),
             "num_database": len(truth.database.names),
             "fingerprint": fingerprint(truth.database),
             "ground_truth": truth.fingerprint,
         },
-        "seed": config.seed,
-        "notes": _notes(scores, len(truth.queries.names)),
-    }
-    if out is not None:
-        seconds = {"weights": times[1] - times[0], "floor": times[2] - times[1]}
-        write_result(out, result, {"seconds": seconds, "device": config.device, "workers": config.workers})
-    return result
+        settings=_settings(config, other),
+        notes=_notes(scores, len(truth.queries.names)),
+        floor=partial(_floor, task),
+    )
 
 
 def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
@@ -102,12 +79,10 @@ def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
     return {name: "none" if value is None else value for name, value in values.items()}
 
 
-def accepts(data: str | Path) -> str | None:
-    """None where DATA holds a ground truth, else why it can't be used."""
-    try:
-        return None if ground_truth_file(data) else "no gnd.json with queries and their answers"
-    except DataError as error:
-        return str(error).splitlines()[0]
+def check_ground_truth(data: str | Path) -> None:
+    """DataError where DATA holds no ground truth, or several."""
+    if find_ground_truth(data)[1] is None:
+        raise DataError("no gnd.json with queries and their answers")
 
 
 def thumbnail(image: Tensor, size: int) -> Tensor:
@@ -138,16 +113,22 @@ def _network(loaded: Loaded, config: RetrievalConfig) -> Descriptor:
     return network(net, "retrieval", partial(thumbnail, size=config.image_size or loaded.image_size), loaded, config)
 
 
-def _measure(task: Task, descriptor: Descriptor, other: Images | None) -> dict[str, Score]:
-    """The scores by level; features are whitened where there are `other` images to learn that on."""
+def _floor(task: Task, random: Loaded) -> dict[str, Any]:
+    rows = {name: _rank(task, descriptor, whitened=False) for name, descriptor in RAW_FLOORS.items()}
+    rows["random_weights"] = _rank(task, _network(random, task.config), whitened=True)
+    return {name: _percent(scores) for name, scores in rows.items()}
+
+
+def _rank(task: Task, descriptor: Descriptor, whitened: bool) -> dict[str, Score]:
+    """The scores by level; features may be `whitened` where there are images to learn that on."""
     truth, config = task.truth, task.config
     database = _features(task, truth.database, descriptor)
     queries = _features(task, truth.queries, descriptor, truth.boxes if config.crop_queries else [])
     if descriptor.center:
         mean = database.mean(0, dtype=torch.float64).float()
         database, queries = database - mean, queries - mean
-    if other is not None:
-        learned = learn_whitening(_features(task, other, descriptor, whole=False), centered=True)
+    if whitened and task.other is not None:
+        learned = learn_whitening(_features(task, task.other, descriptor, whole=False), centered=True)
         database, queries = whiten(database, learned), whiten(queries, learned)
     return score(queries, database, truth.truths, KS, config.device)
 
@@ -183,8 +164,8 @@ def _rounded(share: float) -> float | None:
     return None if math.isnan(share) else round(100 * share, 4)
 
 
-def _settings(loaded: Loaded, config: RetrievalConfig, other: Images | None) -> dict[str, Any]:
-    return describe_weights(loaded, config) | {
+def _settings(config: RetrievalConfig, other: Images | None) -> dict[str, Any]:
+    return {
         "interpolation": "lanczos",
         "scales": SCALES if config.multi_scale else (1.0,),
         "crop_queries": config.crop_queries,
@@ -201,3 +182,6 @@ def _notes(scores: Mapping[str, Score], num_queries: int) -> list[str]:
         for level, s in scores.items()
         if s.num_queries < num_queries
     ]
+
+
+PROTOCOL = Protocol("retrieval", 1, "retrieval, %", RetrievalConfig, measure, columns, check_ground_truth)

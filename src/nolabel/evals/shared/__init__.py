@@ -1,1 +1,1 @@
-"""What several protocols share: networks to features, tables of them, their cache, trees of files, results."""
+"""Parts of several protocols: networks to features, tables of them, their cache, trees of files, results."""

@@ -31,24 +31,9 @@ from nolabel.evals.shared.results import write_tensors
 from nolabel.version import __version__
 from nolabel.weights.load import Loaded
 
-VERSION = 1  # of what the numbers in a file mean
+VERSION = 1  # raised when the numbers in a file change their meaning
 LIBRARIES = ("torch", "torchvision", "timm", "Pillow", "simplejpeg")  # that decode, resize and compute
 MAX_BYTES = 10 * 2**30
-
-
-def cache_folder(loaded: Loaded, config: EvalConfig) -> Path | None:
-    """Where features are kept; None without `config.cache`.
-
-    $NOLABEL_CACHE where it is set; RUN/eval/cache for the weights of a run; else the user's cache folder.
-    """
-    if not config.cache:
-        return None
-    if os.environ.get("NOLABEL_CACHE"):
-        return Path(os.environ["NOLABEL_CACHE"])
-    run = Path(loaded.name)
-    if (run / "config.yaml").is_file():
-        return run / "eval" / "cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nolabel"
 
 
 def pooled(loaded: Loaded, labelled: LabelledImages, config: EvalConfig, folder: Path | None) -> FeatureTable:
@@ -98,7 +83,7 @@ def described(
 
 
 def network_facts(loaded: Loaded, config: EvalConfig) -> dict[str, Any]:
-    """What decides the features of an image once it is prepared."""
+    """Facts that decide the features of a prepared image."""
     return {
         "weights": [_digest(loaded.backbone), loaded.backbone.name, loaded.backbone.args],
         "normalisation": [loaded.mean, loaded.std],
@@ -143,7 +128,7 @@ def _key(images: Images, facts: Mapping[str, Any]) -> str:
 
 
 def _digest(net: nn.Module) -> str:
-    """Of the tensors as they are now: `Loaded.fingerprint` is that of a file, and a network in memory may differ."""
+    """SHA-256 of the tensors in memory: `Loaded.fingerprint` is that of a file, and the network may differ from it."""
     digest = hashlib.sha256()
     for name, tensor in sorted(net.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

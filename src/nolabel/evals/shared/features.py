@@ -14,16 +14,15 @@ from torchvision.transforms.v2 import functional as F
 
 from nolabel.data.decode import BadImage, decode
 from nolabel.data.images import LabelledImages, read
-from nolabel.errors import DataError, NumericError, UsageError
+from nolabel.errors import DataError, NumericError
 from nolabel.evals.shared.pieces import POOLED, Piece, compute, join
+from nolabel.networks.modes import evaluating
+from nolabel.networks.precision import Precision, autocast
 from nolabel.views import normalize
-from nolabel.weights.load import Loaded
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FeatureTable(NamedTuple):
-    """One row an image; the features are not normalised."""
+    """One row per image; the features are not normalised."""
 
     features: Tensor
     """(N, D) float32."""
@@ -34,7 +33,7 @@ class FeatureTable(NamedTuple):
 
 
 class PieceTable(NamedTuple):
-    """Several vectors an image, not normalised."""
+    """Several vectors per image, not normalised."""
 
     pieces: dict[Piece, Tensor]
     """(N, D) float32 each."""
@@ -58,28 +57,8 @@ class Pixels(NamedTuple):
 
 
 def all_finite(features: Tensor) -> bool:
-    """Whether no number of (N, D) is infinite or NaN. A part at a time: at once it takes as much memory again."""
+    """True if no number of (N, D) is infinite or NaN. One part at a time: at once it takes as much memory again."""
     return all(bool(part.isfinite().all()) for part in torch.split(features, 2**14))
-
-
-def extract(
-    loaded: Loaded,
-    labelled: LabelledImages,
-    image_size: int | None = None,
-    batch_size: int = 128,
-    device: str | torch.device = "cpu",
-    workers: int = 0,
-    precision: str = "fp32",
-) -> FeatureTable:
-    """The pooled features of every image that can be read, in the order of `labelled`.
-
-    `image_size` is the side of the centre crop in pixels, by default that of the weights. Raises DataError
-    where no image can be read, NumericError where a feature is not finite.
-    """
-    size = loaded.image_size if image_size is None else image_size
-    crop = partial(evaluation_crop, size=size, interpolation=loaded.interpolation)
-    batches = decoded(labelled, crop, batch_size, workers)
-    return embed(loaded.backbone, batches, loaded.mean, loaded.std, device, precision)
 
 
 def raw_pixels(labelled: LabelledImages, size: int = 32, workers: int = 0) -> FeatureTable:
@@ -153,7 +132,7 @@ def embed(
     mean: Sequence[float],
     std: Sequence[float],
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
+    precision: Precision = "fp32",
 ) -> FeatureTable:
     """Pooled features (N, D) of decoded images, on the CPU. The backbone moves to `device`, keeps its modes.
 
@@ -169,9 +148,9 @@ def embed_pieces(
     mean: Sequence[float],
     std: Sequence[float],
     device: str | torch.device = "cpu",
-    precision: str = "fp32",
+    precision: Precision = "fp32",
 ) -> PieceTable:
-    """As `embed`, for several vectors an image."""
+    """Several vectors per image (N, D each) of decoded images; else like `embed`."""
     parts: dict[Piece, list[Tensor]] = {piece: [] for piece in pieces}
     labels, ids = [], list[str]()
     with inference(backbone, device, precision):
@@ -189,20 +168,10 @@ def embed_pieces(
 
 
 @contextlib.contextmanager
-def inference(backbone: nn.Module, device: str | torch.device, precision: str) -> Iterator[None]:
-    """Within it the backbone is on `device`, in eval mode, without gradients, under autocast; its modes come back."""
-    if precision not in PRECISIONS:
-        raise UsageError(f"There is no precision {precision!r}: use one of {', '.join(PRECISIONS)}.")
-    dtype = PRECISIONS[precision]
-    training = [module for module in backbone.modules() if module.training]
-    backbone.to(device).eval()
-    try:
-        # Not inference_mode: a network may keep a tensor of its forward, and must still train afterwards.
-        with torch.no_grad(), torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None):
-            yield
-    finally:
-        for module in training:
-            module.training = True
+def inference(backbone: nn.Module, device: str | torch.device, precision: Precision) -> Iterator[None]:
+    """The backbone on `device`, in eval mode, without gradients, under autocast; its modes come back."""
+    with evaluating(backbone.to(device)), autocast(device, precision):
+        yield
 
 
 class _Readable(Dataset[tuple[Tensor, int, str] | None]):

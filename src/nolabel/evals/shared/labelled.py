@@ -1,4 +1,4 @@
-"""Which images of labelled data are learned from and which are tested on."""
+"""Roles of labelled data: the images that are learned from, chosen on and tested on."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ class Roles(NamedTuple):
     test: LabelledImages | None
     """Results are reported on it; None: on `train` itself, each image against all the others."""
     names: tuple[str, str, str]
-    """What the three are called in the data."""
+    """Names of the three in the data."""
 
 
 def roles(splits: Mapping[str, LabelledImages]) -> Roles:
@@ -42,17 +42,14 @@ def roles(splits: Mapping[str, LabelledImages]) -> Roles:
     return Roles(train, None, splits["val"], ("train", "", "val"))
 
 
-def accepts_classes(data: str | Path) -> str | None:
-    """None where DATA is class folders that `roles` takes, else why it can't be, in one line."""
-    try:
-        splits = scan_labelled(data)
-        classes = roles(splits).train.classes
-    except DataError as error:
-        return str(error).splitlines()[0]
-    pictures = [name for name in IMAGE_FOLDERS if name in classes]
+def check_classes(data: str | Path) -> Roles:
+    """The roles of DATA. DataError where it is no class folders that `roles` takes, or folders of all kinds."""
+    splits = scan_labelled(data)
+    parts = roles(splits)
+    pictures = [name for name in IMAGE_FOLDERS if name in parts.train.classes]
     if list(splits) == ["all"] and pictures:
-        return f"no class folders: {pictures[0]}/ holds pictures of all kinds"
-    return None
+        raise DataError(f"no class folders: {pictures[0]}/ holds pictures of all kinds")
+    return parts
 
 
 def check_seen(train: Iterable[int], test: Iterable[int], classes: Sequence[str], split: str) -> None:

@@ -14,9 +14,9 @@ class Piece(NamedTuple):
     """One vector (B, D) that a network gives for an image."""
 
     kind: Literal["pooled", "class", "raw", "patches"]
-    """What the network pools; a class token after the final norm, or before it; the mean of the normed patches."""
+    """Pooled feature; class token after the final norm, or before it (raw); mean of the normed patches."""
     back: int = 1
-    """After which block, counted from the last one (1). `pooled` and `patches` are of the last."""
+    """The block, counted from the last one (1). `pooled` and `patches` are of the last."""
 
 
 POOLED = Piece("pooled")
@@ -31,7 +31,7 @@ class Layout(NamedTuple):
 
 
 def depth(net: nn.Module) -> int:
-    """How many blocks have a class token to take: those of a plain ViT, else 1 (what the network pools)."""
+    """Number of blocks with a class token to take: those of a plain ViT, else 1 (the pooled feature)."""
     return len(net.model.blocks) if isinstance(net, Backbone) and net.can_drop else 1
 
 

@@ -1,4 +1,4 @@
-"""Where results of evaluations are written: a JSON file for each protocol and data, durations beside it."""
+"""Files of evaluations: a JSON file per protocol and data, durations beside it."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def result_path(run: Path, protocol: str, data: str | Path) -> Path:
 
 
 def data_name(data: str | Path) -> str:
-    """What results call the data: the last part of its path, without `.zip` (never where it lies)."""
+    """The name of the data in results: the last part of its path, without `.zip` (never the path)."""
     return Path(data).resolve().name.removesuffix(".zip")
 
 

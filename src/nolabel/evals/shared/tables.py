@@ -10,25 +10,24 @@ from torch import Tensor
 from nolabel.data.images import LabelledImages, fingerprint, printable, scan_labelled
 from nolabel.errors import DataError
 from nolabel.evals.shared.features import FeatureTable
-from nolabel.evals.shared.labelled import Roles, accepts_classes, check_seen, rank_in_class, roles
-from nolabel.evals.shared.results import data_name
+from nolabel.evals.shared.labelled import Roles, check_classes, check_seen, rank_in_class, roles
 
 
 def roles_with_test(data: str | Path) -> Roles:
     """The roles of DATA for what learns from some images and is tested on others. DataError for class folders alone."""
-    found = roles(scan_labelled(data))
-    if found.test is None:
+    parts = roles(scan_labelled(data))
+    if parts.test is None:
         raise DataError(
             f"{printable(str(data))} has class folders and no splits, and what learns must be tested on other images."
             "\nExpected train/ with val/ or test/, each of class folders."
         )
-    return found
+    return parts
 
 
-def accepts_splits(data: str | Path) -> str | None:
-    """None where `roles_with_test` takes DATA, else why not, in one line."""
-    refused = accepts_classes(data)
-    return refused or (None if roles(scan_labelled(data)).test else "no splits: train/ with val/ or test/")
+def check_splits(data: str | Path) -> None:
+    """DataError where `roles_with_test` does not take DATA, or where its classes are none."""
+    if check_classes(data).test is None:
+        raise DataError("no splits: train/ with val/ or test/")
 
 
 class Tables(NamedTuple):
@@ -86,8 +85,8 @@ def hold_out(table: FeatureTable) -> tuple[FeatureTable, FeatureTable | None]:
     return take(table, ~held), take(table, held) if held.any() else None
 
 
-def describe_data(data: str | Path, parts: Roles, tables: Tables) -> dict[str, Any]:
-    """The `data` of a result: name, classes, what was reported, and of each split what was used of it."""
+def describe_data(parts: Roles, tables: Tables) -> dict[str, Any]:
+    """The `data` of a result, but for its name: classes, the split reported, and for each split the images used."""
     splits = {
         name: {
             "images": len(table.ids),
@@ -98,7 +97,6 @@ def describe_data(data: str | Path, parts: Roles, tables: Tables) -> dict[str, A
         if part is not None and table is not None
     }
     return {
-        "name": data_name(data),
         "num_classes": len(parts.train.classes),
         "reported_on": parts.names[2] or "leave one out",
         "splits": splits,

@@ -33,7 +33,7 @@ class Tree(NamedTuple):
 
 
 def open_tree(data: str | Path) -> Tree:
-    """What DATA holds. Raises DataError where it is missing, holds no image, or is a text file of paths."""
+    """The files of DATA. Raises DataError where it is missing, holds no image, or is a text file of paths."""
     images = scan(data, "")
     if images.kind == "list":
         raise DataError(

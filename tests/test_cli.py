@@ -321,7 +321,8 @@ def test_overwrite_replaces_runs_alone(trained: Path, tiny: dict[str, Any], pict
     assert (out / "eval").is_dir()
     assert call(*arguments, "--overwrite") == 0
     assert nolabel.Run(out).status()["step"] == 1
-    (out / "config.yaml").unlink()
+    (out / ".nolabel-run").unlink()
+    (out / "status.json").unlink()
     assert call(*arguments, "--overwrite") == 2
 
 

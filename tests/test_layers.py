@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "nolabel"
 LAYERS = (
     ("errors", "version", "randomness", "catalog", "settings", "health"),
     ("files", "recipes", "distributed", "views"),
+    ("marks",),
     ("console", "data", "losses", "networks", "optim"),
     ("methods", "weights", "plots"),
     ("config", "runs", "evals"),

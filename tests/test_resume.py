@@ -1,5 +1,7 @@
 """A run that is stopped, killed or crashed and then resumed ends bit-equal to one that was never interrupted."""
 
+import hashlib
+import json
 import shutil
 import signal
 import subprocess
@@ -18,8 +20,7 @@ from nolabel.data.images import scan
 from nolabel.data.packing import Packing, pack
 from nolabel.errors import DataError, UsageError
 from nolabel.runs import folder
-from nolabel.training import job, loop, start
-from nolabel.training import state as training_state
+from nolabel.training import job, loop, resuming, start
 from nolabel.training.interrupts import Stopped
 
 STEPS = 8  # of 3 an epoch: the third epoch is left unfinished
@@ -290,7 +291,7 @@ def test_a_micro_batch_that_is_asked_for_on_resume_is_kept(
         return build(config, *rest)
 
     monkeypatch.setattr(start, "build", seen)
-    monkeypatch.setattr(training_state, "processes_before", lambda _: 2)
+    monkeypatch.setattr(resuming, "processes_before", lambda _: 2)
     nolabel.resume(out, {"steps": 4} | asked)
     assert built == [expected]
 
@@ -346,15 +347,27 @@ def test_changed_images_may_be_allowed(
     assert "the order of the images is another one from here on" in capfd.readouterr().err
 
 
+def without_settings(path: Path) -> None:
+    """Make a checkpoint as earlier versions wrote them."""
+    state, manifest = (json.loads((path / name).read_text()) for name in ("state.json", "manifest.json"))
+    del state["settings"]
+    (path / "state.json").write_text(text := json.dumps(state))
+    facts = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    (path / "manifest.json").write_text(json.dumps(manifest | {"files": manifest["files"] | {"state.json": facts}}))
+
+
 def test_a_checkpoint_of_another_run_is_said(whole: Path, tiny: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     method = tiny["method"] | {"num_prototypes": 32}
     nolabel.train("dino-small", **settings(tiny, pictures, out, steps=2) | {"method": method})
     shutil.copytree(whole / "checkpoints" / "step-00000006", out / "checkpoints" / "step-00000006")
     before = weights(out)
+    with pytest.raises(UsageError, match=r"(?s)method.num_prototypes: 64 -> 32.*that of another run") as refused:
+        nolabel.resume(out, {"steps": 8})
+    without_settings(out / "checkpoints" / "step-00000006")
     with pytest.raises(DataError, match=r"(?s)does not fit the settings of this run.*another run") as caught:
         nolabel.resume(out, {"steps": 8})
-    assert len(str(caught.value).splitlines()) <= 5
+    assert max(len(str(error.value).splitlines()) for error in (refused, caught)) <= 5
     assert weights(out) == before
     shutil.rmtree(out / "checkpoints" / "step-00000006")
     assert nolabel.resume(out, {"steps": 4}).status()["state"] == "done"

@@ -8,7 +8,7 @@ from nolabel.config.load import check_length, load_recipe
 from nolabel.errors import UsageError, nearest
 from nolabel.evals.all import EVERY
 from nolabel.evals.protocol import EvalConfig, run
-from nolabel.evals.shared.results import result_path
+from nolabel.evals.shared.results import check_place, result_path
 from nolabel.runs.folder import Run
 from nolabel.training.start import train as run_training
 from nolabel.weights.load import Loaded, load_weights
@@ -44,4 +44,6 @@ def evaluate_loaded(
     """Like `evaluate`, with the weights already in memory; without `out` a run's result goes to its own folder."""
     if out is None and (weights / "config.yaml").is_file():
         out = result_path(weights, protocol, data)
+    elif out is not None:
+        check_place(out)
     return run(EVERY[protocol], loaded, data, config, out)

@@ -13,11 +13,9 @@ from nolabel.errors import UsageError
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; a torn last line is left out, a missing file is empty."""
-    if not path.is_file():
-        return []
+    """The records of a JSON-lines file; a torn last line is left out, a missing file is empty. Raises OSError."""
     records = []
-    for line in path.read_bytes().split(b"\n"):
+    for line in _bytes(path).split(b"\n"):
         record = parse_mapping(line)
         if record is not None:
             records.append(record)
@@ -25,8 +23,16 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The mapping in a JSON file; None where it is missing, damaged, or holds something else."""
-    return parse_mapping(path.read_bytes()) if path.is_file() else None
+    """The mapping in a JSON file; None where it is missing, damaged, or holds something else. Raises OSError."""
+    return parse_mapping(_bytes(path))
+
+
+def _bytes(path: Path) -> bytes:
+    """The content of a file; nothing where there is none. What cannot be read is not missing."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return b""
 
 
 def parse_mapping(data: bytes) -> dict[str, Any] | None:

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from nolabel.health.signals import SIGNALS, Signal
 
 HEADS = ("metric", "signal")
-"""First column of a table of metrics; every table below a heading `metrics.jsonl` is one, too."""
+"""First column of a table of metrics."""
+PLACES = ("Metrics", "metrics.jsonl")
+"""Titles of pages and headings below which every table is one."""
 
 
 def metrics_named(page: str) -> set[str]:
@@ -18,15 +20,16 @@ def metrics_named(page: str) -> set[str]:
 
 
 def _rows(page: str) -> Iterator[str]:
-    heading, head = "", ""
+    title, heading, head = "", "", ""
     for line in page.splitlines():
         if line.startswith("#"):
             heading = line.lstrip("# ").strip("`")
+            title = heading if line.startswith("# ") else title
         if not line.startswith("|"):
             head = ""
         elif not head:
             head = line.split("|")[1].strip()
-        elif head in HEADS or heading == "metrics.jsonl":
+        elif head in HEADS or {title, heading} & set(PLACES):
             yield line
 
 

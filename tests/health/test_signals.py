@@ -120,4 +120,5 @@ def test_metrics_are_found_in_a_page() -> None:
 | `pid` | none |
 """
     assert metrics_named(page) == {"loss", "ce", "knn_raw", "kl"}
+    assert metrics_named("# Metrics" + page) == {"loss", "ce", "knn_raw", "kl", "lr", "pid"}
     assert metrics_named(format_table()) == LABELS.keys()

@@ -1,6 +1,7 @@
 """The demo: the whole tour on a made-up world, in minutes on a CPU."""
 
-import shutil
+import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from nolabel import marks
 from nolabel.api import evaluate
 from nolabel.cli.arguments import parse
 from nolabel.config import TrainConfig, update
@@ -46,6 +48,8 @@ def run_demo(args: list[str]) -> None:
     demo(o.out, o.recipe, o.minutes, o.seed, o.overwrite)
 
 
+WORLD_NAMES = re.compile(rf"\.nolabel-demo|(train|val)/(({'|'.join(world.CLASSES)})/(\d{{5}}\.png)?)?")
+"""What a world consists of; all else in its folder is not replaced."""
 NUM_TRAIN, NUM_VAL, PICTURE = 6000, 1500, 96
 
 
@@ -55,7 +59,7 @@ def demo(out: Path, recipe: str, minutes: float, seed: int, overwrite: bool) -> 
         raise UsageError("--minutes is more than 0: four are enough for SimCLR, an hour for DINO.")
     started = time.monotonic()
     check_new(out, overwrite)
-    folder = _world(out.with_name(out.name + "-world"), seed)
+    folder = _world(Path(os.path.abspath(out) + "-world"), seed)
     config = _config(out, folder, recipe, seed)
     steps = max(1, round(60 * minutes / estimate(config).seconds_per_step))
     _say(f"Training {recipe} without labels for {minutes:g} minutes: {steps:,} steps ...")
@@ -86,7 +90,9 @@ def _world(folder: Path, seed: int) -> Path:
     if made.is_file() and made.read_text(encoding="utf-8") == name:
         return folder
     if made.is_file():
-        shutil.rmtree(folder)
+        found = marks.content(folder, WORLD_NAMES)
+        marks.check_strange(folder, found)
+        marks.remove(folder, found.own)
     _say(f"Making a world of {NUM_TRAIN + NUM_VAL:,} pictures in {folder}: {', '.join(world.CLASSES)} ...")
     world.write(folder, NUM_TRAIN, NUM_VAL, SIZE, seed)
     made.write_text(name, encoding="utf-8")

@@ -1,5 +1,6 @@
 """`nolabel embed`: features of any images in a file for other tools."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from tyro.conf import Positional
 
 from nolabel.config import find_device
 from nolabel.errors import UsageError
-from nolabel.evals.embed import check_format, embed_images
+from nolabel.evals.embed import check_format, embed_images, is_embedding
 from nolabel.evals.protocol import EvalConfig
 from nolabel.evals.shared.pieces import Layout
 from nolabel.networks.precision import Precision
@@ -61,6 +62,8 @@ def embed(args: list[str]) -> None:
     if o.out.exists() and not o.overwrite:
         raise UsageError(f"{o.out} exists: choose another --out, or --overwrite.")
     check_format(o.out)
+    if os.path.lexists(o.out) and not is_embedding(o.out):
+        raise UsageError(f"{o.out} was not written by nolabel embed, so it is not replaced: choose another --out.")
     config = EvalConfig(
         image_size=o.image_size,
         precision=o.precision,

@@ -1,6 +1,7 @@
 """`nolabel show`: pictures of what a network sees."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,8 @@ from tyro.conf import Positional
 from nolabel.config import find_device
 from nolabel.data.decode import decode
 from nolabel.data.images import SUFFIXES, BadImage, read, scan
-from nolabel.errors import DataError
+from nolabel.errors import DataError, UsageError
+from nolabel.marks import made_by_nolabel, make_picture_folder
 from nolabel.plots import attention_clip, attention_sheet, clip_frames, pca_sheet, prepare, show_matches
 from nolabel.weights.load import load_weights
 
@@ -54,26 +56,44 @@ def show(args: list[str]) -> None:
     size = options.size or round(loaded.image_size * 480 / 224)
     opened = _open(options)
     pictures = [(name, prepare(image, size, net.patch_size, loaded.mean, loaded.std)) for name, image in opened]
-    options.out.mkdir(parents=True, exist_ok=True)
+    targets = _targets(kind, options, [name for name, _ in opened])
+    _make_folder(options, targets)
     if kind == "matches":
-        path = options.out / f"matches-{'-'.join(name for name, _ in opened[:2])}.png"
-        show_matches(net, opened, size, loaded.mean, loaded.std).save(path)
-        print(path)
-        return
-    if kind == "pca":
-        path = options.out / "pca.png"
-        pca_sheet(net, [x for _, x in pictures], loaded.mean, loaded.std, [n for n, _ in pictures]).save(path)
-        print(path)
-        return
-    if options.clip:
-        path = options.out / "attention.webp"
-        attention_clip(path, net, (x for _, x in pictures), loaded.mean, loaded.std)
-        print(path)
-        return
-    for name, x in pictures:
-        path = options.out / f"attention-{name}.png"
-        attention_sheet(net, x, loaded.mean, loaded.std, name, options.keep).save(path)
-        print(path)
+        show_matches(net, opened, size, loaded.mean, loaded.std).save(targets[0])
+    elif kind == "pca":
+        pca_sheet(net, [x for _, x in pictures], loaded.mean, loaded.std, [n for n, _ in pictures]).save(targets[0])
+    elif options.clip:
+        attention_clip(targets[0], net, (x for _, x in pictures), loaded.mean, loaded.std)
+    else:
+        for path, (name, x) in zip(targets, pictures, strict=True):
+            attention_sheet(net, x, loaded.mean, loaded.std, name, options.keep).save(path)
+    print("\n".join(map(str, targets)))
+
+
+def _targets(kind: str, options: ShowOptions, names: Sequence[str]) -> list[Path]:
+    """The files to draw: one for each image, or one for all."""
+    files = [f"attention-{name}.png" for name in names]
+    if kind == "matches":
+        files = [f"matches-{'-'.join(names[:2])}.png"]
+    elif kind == "pca":
+        files = ["pca.png"]
+    elif options.clip:
+        files = ["attention.webp"]
+    return [options.out / file for file in files]
+
+
+def _make_folder(options: ShowOptions, targets: Sequence[Path]) -> None:
+    """Make the folder of the pictures and mark it: below DATA it is left out, so that no picture becomes data.
+
+    UsageError where the images lie in it, and where a file there was drawn by somebody else.
+    """
+    out = options.out
+    if out.is_dir() and any(path.is_dir() and path.samefile(out) for path in options.images):
+        raise UsageError(f"--out {out} is the folder of the images: choose another --out, or they would be mixed.")
+    there = [path for path in targets if path.exists()]
+    if there and not made_by_nolabel(out):
+        raise UsageError(f"{there[0]} exists, and nolabel show has not made its folder: choose another --out.")
+    make_picture_folder(out)
 
 
 def _open(options: ShowOptions) -> list[tuple[str, Any]]:

@@ -8,7 +8,7 @@ from nolabel.cli.demo import ending
 from nolabel.cli.help import format_help
 from nolabel.config.load import check_length, load_file, load_recipe
 from nolabel.errors import UsageError
-from nolabel.runs.folder import Run
+from nolabel.runs.folder import Run, check_apart
 from nolabel.training.dry_run import estimate, format_estimate
 from nolabel.training.start import train
 
@@ -41,6 +41,8 @@ def run_train(args: list[str]) -> None:
     config = parse(type(default)[type(default.method)], args, title, default, TRAIN_HELP)  # type: ignore[index]
     if not (config.data and config.out):
         raise UsageError(f"{title} DATA --out RUN: {'--out RUN' if config.data else 'DATA'} is missing.")
+    if overwrite and file:
+        check_apart(Path(config.out), {"--config": file})
     if dry:
         print(format_estimate(config, estimate(config)))
     else:

@@ -3,7 +3,7 @@
 from nolabel.config.changes import check_changes
 from nolabel.config.resolve import check, find_device, fit_processes, known, processors, resolve
 from nolabel.config.schema import TrainConfig
-from nolabel.config.text import differences, local_path, local_paths, shrunk, to_yaml, update
+from nolabel.config.text import differences, local_path, local_paths, plain, shrunk, to_yaml, update
 from nolabel.files import read_yaml
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "known",
     "local_path",
     "local_paths",
+    "plain",
     "processors",
     "read_yaml",
     "resolve",

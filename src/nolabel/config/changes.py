@@ -1,6 +1,6 @@
 """Which settings may change when a run is resumed."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from nolabel.config.describe import mark_of
@@ -32,25 +32,41 @@ def class_of(name: str, config: TrainConfig[Any]) -> Change:
     return mark_of(getattr(config, group) if group else config, field).change
 
 
-def check_changes(before: TrainConfig[Any], after: TrainConfig[Any], allowed: bool) -> list[str]:
-    """A line for each change. UsageError for one that is refused, or that is not safe and not `allowed`."""
-    found = changes(before, after)
-    lines = [f"{c.name}: {c.before} -> {c.after}" for c in found]
-    by_class = {kind: [c.name for c in found if class_of(c.name, before) == kind] for kind in ("allow", "refused")}
-    if by_class["refused"]:
+def check_changes(
+    before: TrainConfig[Any], after: TrainConfig[Any], allowed: bool, agreed: Collection[str] = ()
+) -> list[str]:
+    """A line for each change but those of `agreed`, lines that were given before.
+
+    UsageError for one that is refused, or that is not safe and not `allowed`.
+    """
+    found = {f"{c.name}: {c.before} -> {c.after}": c.name for c in changes(before, after)}
+    by_class: dict[Change, list[str]] = {"safe": [], "allow": [], "refused": []}
+    for line, name in found.items():
+        by_class[class_of(name, before)] += [line] if line not in agreed else []
+    if type(before.method) is not type(after.method):
+        by_class["refused"] = [f"method_name: {type(before.method).__name__} -> {type(after.method).__name__}"]
+    if refused := by_class["refused"]:
         raise UsageError(
-            f"A run cannot be resumed with another {_list(by_class['refused'])}: the saved state does not fit it.\n"
-            f"Start a new run: nolabel train --config {before.out}/config.yaml --out OTHER ..."
+            f"A run cannot be resumed with another {_names(refused)}: the saved state does not fit it.\n"
+            f"{_few(refused)}\nLeave that as it was, in config.yaml too, or start a new run: nolabel train --config "
+            f"{before.out}/config.yaml --out OTHER ...\n"
+            "If the newest checkpoint is that of another run, move it away: resume then uses the one before."
         )
     if by_class["allow"] and not allowed:
         raise UsageError(
-            f"Another {_list(by_class['allow'])} gives another run from here on.\n"
-            f"{'; '.join(lines[:4])}\nAdd --allow-change if that is what you want; events.jsonl will say so."
+            f"Another {_names(by_class['allow'])} gives another run from here on.\n"
+            f"{_few(by_class['allow'])}\nAdd --allow-change if that is what you want; events.jsonl will say so."
         )
-    if any(c.name in SCHEDULES for c in found):
+    lines = [line for line in found if line not in agreed]
+    if any(found[line] in SCHEDULES for line in lines):
         lines.append("The schedules follow the new length from here on: learning rate and momentum jump to it.")
     return lines
 
 
-def _list(names: Sequence[str]) -> str:
+def _few(lines: Sequence[str]) -> str:
+    return "; ".join(lines[:4]) + (f"; and {len(lines) - 4} more" if len(lines) > 4 else "")
+
+
+def _names(lines: Sequence[str]) -> str:
+    names = [line.partition(":")[0] for line in lines]
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

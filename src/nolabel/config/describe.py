@@ -47,13 +47,13 @@ def describe_settings(config: Any, prefix: str = "") -> list[Setting]:
 
 
 def mark_of(config: Any, field: str) -> Mark:
-    """The mark of a field of a dataclass; FIXED for a field without one."""
+    """The mark of a field of a dataclass; FIXED for a field without one, and for a name that it does not have."""
     return next((mark for mark in marks_of(config, field) if isinstance(mark, Mark)), FIXED)
 
 
 def marks_of(config: Any, field: str) -> tuple[Any, ...]:
     """All that annotates a field of a dataclass: our mark, and those of the command line."""
-    hint = typing.get_type_hints(type(config), include_extras=True)[field]
+    hint = typing.get_type_hints(type(config), include_extras=True).get(field)
     return getattr(hint, "__metadata__", ())
 
 

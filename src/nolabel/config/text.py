@@ -34,7 +34,7 @@ def parse_args(pairs: tuple[str, ...]) -> dict[str, Any]:
 
 def to_yaml(config: Any, names: Sequence[str] | None = None) -> str:
     """The settings as YAML, in the order of the fields; or those of these `names`, in their order."""
-    values = _plain(config)
+    values = plain(config)
     chosen = values if names is None else {name: values[name] for name in names}
     return yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True)
 
@@ -77,16 +77,16 @@ def update(config: Any, values: dict[str, Any], where: str = "") -> Any:
 
 def differences(config: Any, default: Any) -> dict[str, Any]:
     """What `config` changes: the default's values by dotted name. Settings that were `auto` don't count."""
-    now, before = _flat(_plain(config)), _flat(_plain(default))
+    now, before = _flat(plain(config)), _flat(plain(default))
     return {name: old for name, old in before.items() if old != "auto" and now.get(name) != old}
 
 
 def shrunk(before: Any, after: Any) -> list[str]:
     """A line for each warm-up that `resolve` has made shorter, because it was longer than the run."""
-    now = _flat(_plain(after))
+    now = _flat(plain(after))
     return [
         f"{name} is longer than the run: it shrinks from {old:g} to {now[name]:g} epochs"
-        for name, old in _flat(_plain(before)).items()
+        for name, old in _flat(plain(before)).items()
         if "warmup" in name and isinstance(old, (int, float)) and now[name] < old
     ]
 
@@ -131,9 +131,10 @@ def _describe(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Settings as mappings, lists and plain values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value

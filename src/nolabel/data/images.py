@@ -16,10 +16,11 @@ import numpy as np
 
 from nolabel.data import archives, sources
 from nolabel.data.names import Names, compact, name_bytes
-from nolabel.data.selection import SUFFIXES, BadFile, images_below, select
+from nolabel.data.selection import SUFFIXES, BadFile, images_below, select, without_runs
 from nolabel.data.shards import is_shards
 from nolabel.data.sources import BadImage
 from nolabel.errors import DataError, nearest
+from nolabel.marks import made_by_nolabel
 
 __all__ = [
     "SUFFIXES",
@@ -162,17 +163,20 @@ def _scan(data: str | Path, tops: Sequence[str] | None) -> Images:
         return Images(root, "shards", _in_shards(data, root, tops), ())
     if os.path.isdir(root):
         if tops is None:
-            tops = [top for top in IMAGE_FOLDERS if os.path.isdir(os.path.join(root, top))]
+            there = {top: os.path.join(root, top) for top in IMAGE_FOLDERS}
+            tops = [top for top, path in there.items() if os.path.isdir(path) and not made_by_nolabel(path)]
         return Images(root, "folder", *images_below(root, tops or [""]))
     try:
         kind = _file_kind(data, root)
-        entries = list(archives.zip_entries(root) if kind == "zip" else sources.list_entries(root))
+        entries = without_runs(archives.zip_entries(root)) if kind == "zip" else list(sources.list_entries(root))
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise DataError(f"{_shown(data)} cannot be read: {printable(str(error))}.") from None
     if tops is None:
         top = _wrapper(select(entries)[0]) if kind == "zip" else ""
         tops = [
-            top + t for t in IMAGE_FOLDERS if kind == "zip" and any(e.name.startswith(f"{top}{t}/") for e in entries)
+            top + t
+            for t in IMAGE_FOLDERS
+            if kind == "zip" and any(e.name.startswith(f"{top}{t}/") and not e.name.endswith("/") for e in entries)
         ]
     below = tuple(f"{top}/" for top in tops if top)
     names, skipped = select(e for e in entries if not below or e.name.startswith(below))

@@ -78,6 +78,9 @@ def pack(
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
+    except OSError as error:  # a folder of that name is somebody's: it stays
+        raise StorageError(f"{out} cannot be written ({error.strerror}). Choose another --out.") from error
+    try:
         packed = _write(images, temporary, packing, progress or (lambda done, total: None))
         temporary.rename(out)
     except OSError as error:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from nolabel.data import sources
 from nolabel.data.names import Folder, Names, compact, folder_of, merge, name_bytes
 from nolabel.data.sources import Entry
+from nolabel.marks import MARKS
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm")
 
@@ -48,6 +49,18 @@ def select(entries: Iterable[Entry]) -> tuple[Names, tuple[BadFile, ...]]:
     problems, others = list[Entry](), dict[str, Others]()
     names = _pick(entries, problems, others)
     return compact(sorted(names, key=name_bytes)), _left_out(problems, others)
+
+
+def without_runs(entries: Iterable[Entry]) -> list[Entry]:
+    """The members of an archive but for those of runs and of folders of pictures, as a folder's are left out."""
+    entries, made = list(entries), dict[str, str]()
+    for entry in entries:
+        folder, _, name = entry.name.rpartition("/")
+        if name in MARKS and folder:
+            made.setdefault(f"{folder}/", MARKS[name])
+    inside = tuple(made)
+    kept = [entry for entry in entries if not inside or not entry.name.startswith(inside)]
+    return kept + [Entry(folder, "made by nolabel", what) for folder, what in made.items()]
 
 
 def _pick(entries: Iterable[Entry], problems: list[Entry], others: dict[str, Others]) -> list[str]:

@@ -5,6 +5,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from nolabel import marks
 from nolabel.data.names import name_bytes
 
 MAX_FILE_BYTES = 1 << 30  # 8-bit RGBA without compression at decode's pixel limit is below it
@@ -65,11 +66,21 @@ def folder_entries(root: str, tops: Sequence[str]) -> Iterator[Listing]:
             continue
         seen.add((info.st_dev, info.st_ino))
         plain = [e.name for e in entries if e.is_file(follow_symlinks=False) and not is_junk(e.name)]
+        odd = len(plain) < len(entries) or "config.yaml" in plain
+        if odd and (made := _made_by_nolabel(path, folder)):
+            yield Listing(folder, [], [Entry(folder + "/", "made by nolabel", made)])
+            continue
         listing = Listing(folder, plain, [])
         if len(plain) < len(entries):
             for entry in sorted(entries, key=lambda entry: name_bytes(entry.name)):
                 _sort_out(entry, folder, listing, folders, links)
         yield listing
+
+
+def _made_by_nolabel(path: str, folder: str) -> str:
+    """Why a folder is left out. A run never holds data; pictures are data where DATA names their folder itself."""
+    made = marks.made_by_nolabel(path)
+    return made if folder or marks.is_run(path) else ""
 
 
 def _sort_out(entry: os.DirEntry[str], folder: str, found: Listing, folders: list[str], links: list[str]) -> None:

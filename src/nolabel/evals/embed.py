@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +70,19 @@ def check_format(out: Path) -> None:
         raise UsageError(f"{out} must end in {' or '.join(SUFFIXES)}: the suffix says which format is written.")
     if out.suffix == ".parquet":
         _pyarrow()
+
+
+def is_embedding(path: Path) -> bool:
+    """Whether a file holds features that nolabel has written; what cannot be read does not."""
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            return b"nolabel" in (pq.read_metadata(path).metadata or {})
+        with zipfile.ZipFile(path) as file:
+            return {"features.npy", "ids.npy", "about.npy"} <= set(file.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):  # pyarrow's errors are ValueErrors
+        return False
 
 
 def _without_labels(images: Images) -> LabelledImages:

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `step-00000042` with tensors in safetensors and numbers in JSON. It is written aside, every
 file is flushed to the disk, a manifest with the SHA-256 of each file comes last, and only then the folder gets its
-name. What doesn't verify is set aside, and the one before is used.
+name. What was read and doesn't verify is set aside, and the one before is used; what cannot be read is left alone.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,9 @@ FORMAT = 1
 
 MIN_KEPT = 2
 """Good checkpoints that are never deleted: the newest may turn out damaged when it is needed."""
+
+
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # of errors on opening: there is no such file
 
 
 _NAME = re.compile(r"step-([0-9]+)(\.old)?")  # `.old`: replaced by one of the same step, and not yet deleted
@@ -71,35 +74,82 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, or None, and a line for each one that was damaged and set aside."""
-    damaged: list[str] = []
-    for path in _newest_first(folder):
-        problem = verify(path)
-        if problem is None:
-            try:
-                return _read(path), damaged
-            except (OSError, ValueError, RecursionError, SafetensorError) as error:  # somebody else wrote right hashes
-                problem = f"{type(error).__name__}: {error}"
-        aside = path.with_name(path.name + ".corrupt")
-        what = f"was set aside as {aside.name}"
-        try:
-            shutil.rmtree(aside, ignore_errors=True)
-            os.rename(path, aside)
-        except OSError as error:  # a folder that cannot be written may still hold a good one
-            what = f"could not be set aside ({error.strerror})"
-        damaged.append(f"{path.name} is damaged ({problem}) and {what}")
-    return None, damaged
+    """The newest checkpoint that verifies, or None, and a line for each newer one that is damaged.
+
+    The damaged ones are set aside once a good one is found. Raises StorageError where something cannot be read: it may
+    be good, so nothing is renamed.
+    """
+    damaged: list[tuple[Path, str]] = []
+    with _readable(folder):
+        for path in _newest_first(folder):
+            problem = verify(path)
+            if problem is None:
+                try:
+                    found = _read(path)
+                except (ValueError, RecursionError, SafetensorError) as error:  # somebody else wrote right hashes
+                    problem = f"{type(error).__name__}: {error}"
+                else:
+                    return found, [f"{p.name} is damaged ({what}) and {_set_aside(p)}" for p, what in damaged]
+            damaged.append((path, problem))
+    return None, [f"{path.name} is damaged ({what})" for path, what in damaged]
+
+
+def _set_aside(path: Path) -> str:
+    """Rename a damaged checkpoint; gives what became of it."""
+    aside = path.with_name(path.name + ".corrupt")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(path, aside)
+    except OSError as error:  # a folder that cannot be written may still hold a good one
+        return f"could not be set aside ({error.strerror})"
+    return f"was set aside as {aside.name}"
+
+
+def newest_state(folder: Path) -> dict[str, Any] | None:
+    """The numbers of the newest checkpoint whose state.json is whole, None where there is none. Raises StorageError."""
+    with _readable(folder):
+        for path in _newest_first(folder):
+            with contextlib.suppress(*_ABSENT, ValueError, KeyError, TypeError, RecursionError):
+                data = (path / "state.json").read_bytes()
+                expected = json.loads((path / "manifest.json").read_bytes())["files"]["state.json"]["sha256"]
+                state = json.loads(data)
+                if hashlib.sha256(data).hexdigest() == expected and isinstance(state, dict):
+                    return state
+    return None
+
+
+def has_traces(folder: Path) -> bool:
+    """Whether something lies there that only a checkpoint leaves: one that was set aside, or kept. StorageError."""
+    with _readable(folder), contextlib.suppress(*_ABSENT):
+        return any(re.match(r"(step|kept)-[0-9]+", name) for name in os.listdir(folder))
+    return False
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Around reading checkpoints: what cannot be read may be good, so that nothing is decided."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch has a RuntimeError for a file that it cannot map
+        where, why = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or error
+        raise StorageError(
+            f"{where} cannot be read ({why}).\n"
+            "That says nothing against the checkpoint: nothing was renamed and nothing removed.\n"
+            "Repair the disk or the permissions, then resume."
+        ) from error
 
 
 def has_good(folder: Path) -> bool:
     """Whether `load_newest` would find one."""
-    return any(verify(path) is None for path in _newest_first(folder))
+    with contextlib.suppress(OSError):
+        return any(_is_good(path) for path in _newest_first(folder))
+    return False
 
 
 def keep_newest(folder: Path, step: int) -> Path | None:
     """Keep the newest good checkpoint up to `step` as `kept-XXXXXXXX`, which no save deletes; the one kept before goes.
 
-    Its files are the same ones, so it takes room only when the checkpoint itself is gone.
+    Its files are the same ones, so it takes room only when the checkpoint itself is gone. Raises OSError.
     """
     for path in _newest_first(folder):
         if _step(path) > step or verify(path) is not None:
@@ -107,7 +157,8 @@ def keep_newest(folder: Path, step: int) -> Path | None:
         kept = folder / f"kept-{_step(path):08d}"
         if not kept.exists():
             for earlier in folder.glob("kept-*"):
-                shutil.rmtree(earlier)
+                if re.fullmatch(r"kept-[0-9]+", earlier.name):
+                    shutil.rmtree(earlier)
             shutil.copytree(path, kept, copy_function=_link)
         return kept
     return None
@@ -121,7 +172,10 @@ def _link(source: str, target: str) -> None:
 
 
 def verify(path: Path) -> str | None:
-    """None if the manifest is of this step and every file has the size and hash written there, else what is wrong."""
+    """None if the manifest is of this step and every file has the size and hash written there, else what is wrong.
+
+    Raises OSError where a file is there and cannot be read.
+    """
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         files = manifest["files"]
@@ -132,9 +186,16 @@ def verify(path: Path) -> str | None:
         for name in ("model.safetensors", "optim.safetensors", "state.json"):
             if (path / name).stat().st_size != files[name]["bytes"] or _sha256(path / name) != files[name]["sha256"]:
                 return f"{name} has changed"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (*_ABSENT, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def _is_good(path: Path) -> bool:
+    try:
+        return verify(path) is None
+    except OSError:
+        return False
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
@@ -182,7 +243,12 @@ def _step(path: Path) -> int:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    found = [p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir()]
+    """Checkpoints, damaged ones too; none where there is no such folder. Raises OSError."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [folder / entry.name for entry in entries if _NAME.fullmatch(entry.name) and entry.is_dir()]
+    except FileNotFoundError:
+        return []
     return sorted(found, key=lambda p: (_step(p), p.suffix != ".old"), reverse=True)
 
 
@@ -201,7 +267,7 @@ def _purge(folder: Path, new: Path, keep: int) -> None:
     kept = set[int]()
     for path in _newest_first(folder):
         step, full = _step(path), len(kept) >= keep
-        good = path == new or len(kept) >= MIN_KEPT or full or verify(path) is None  # two are read again, not all
+        good = path == new or len(kept) >= MIN_KEPT or full or _is_good(path)  # two are read again, not all
         if path != new and (full or step in kept):
             _delete(path)
         elif good:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import platform
-import shutil
+import re
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -12,7 +12,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nolabel.errors import UsageError
+from nolabel import marks
+from nolabel.errors import StorageError, UsageError
 from nolabel.files import append_jsonl, is_step, read_json, read_jsonl, read_yaml, write_json
 
 
@@ -84,24 +85,89 @@ def write_status(
     write_json(run / "status.json", status | ({} if health is None else {"health": health}))
 
 
+def check_apart(out: Path, inputs: Mapping[str, str | None]) -> None:
+    """UsageError where something that is read, by its name in the message, is `out` or lies in it, also by a link."""
+    for what, path in inputs.items():
+        if path and _lies_in(path, out):
+            raise UsageError(
+                f"{what} {path} lies in --out {out}, which is to hold the new run alone.\nChoose another --out."
+            )
+
+
+def _lies_in(path: str, folder: Path) -> bool:
+    try:
+        identity = os.stat(folder)
+    except OSError:  # it is not there yet
+        return False
+    real = Path(os.path.realpath(path))
+    for place in (real, *real.parents):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(place), identity):
+                return True
+    return False
+
+
 def check_new(path: Path, overwrite: bool) -> None:
-    """UsageError unless `path` is free for a new run: absent, empty, or a run that `overwrite` may replace."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    """UsageError unless `path` is free for a new run: absent, empty, or a run that `overwrite` may replace.
+
+    A run may be replaced where it holds nothing but what nolabel has written.
+    """
+    if not os.path.lexists(path):
         return
-    is_run = (path / "config.yaml").is_file()
+    if not path.is_dir():
+        raise UsageError(f"{path} exists and is no folder: choose another --out.")
+    with storage(path):
+        found = marks.content(path, marks.RUN_NAMES)
+    if not found.strange and all(map(_BEGUN.fullmatch, found.own)):
+        return
+    is_run = marks.is_run(path)
     if not (is_run and overwrite):
         way = f"`nolabel resume {path}` goes on with it, " if is_run else ""
         last = "--overwrite replaces it." if is_run else "nolabel never replaces what is not a run."
         raise UsageError(f"{path} exists and is not empty: {way}another --out starts afresh, {last}")
+    marks.check_strange(path, found)
 
 
-def create(path: Path, overwrite: bool) -> None:
-    """Make the run folder, empty. UsageError as `check_new`, or if another process holds it."""
+_BEGUN = re.compile(rf"{re.escape(marks.MARK)}|\.lock|\.config\.yaml\..*")  # killed before it had settings
+
+
+@contextlib.contextmanager
+def claimed(path: Path, overwrite: bool) -> Iterator[None]:
+    """Make the run folder, empty but for its mark, and hold it.
+
+    Raises UsageError as `check_new` and `locked` do, StorageError.
+    """
     check_new(path, overwrite)
-    if path.exists() and any(path.iterdir()):
-        with locked(path):
-            shutil.rmtree(path)
-    path.mkdir(parents=True, exist_ok=True)
+    with storage(path):
+        path.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        check_new(path, overwrite)  # another process may have begun a run here
+        with storage(path):
+            own = marks.content(path, marks.RUN_NAMES).own
+            mark(path)
+            marks.remove(path, [name for name in own if name not in (marks.MARK, ".lock")])
+        yield
+
+
+def mark(path: Path) -> None:
+    """Mark the folder as a run. Raises OSError."""
+    marks.put_mark(path, marks.MARK)
+
+
+@contextlib.contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Around reading and writing a run: an OSError becomes a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise _storage_error(path, error) from error
+
+
+def _storage_error(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{error.filename or path} cannot be read or written ({error.strerror or error}).\n"
+        "Repair the disk or the permissions, then give the same command again."
+    )
 
 
 @contextlib.contextmanager
@@ -111,9 +177,11 @@ def locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        status = Run(path).status()
+        status = read_json(path / "status.json") or {}
         who = f"pid {status.get('pid')} on {status.get('host')}"
         raise UsageError(f"{path} is in use by another nolabel process ({who}).") from error
+    except OSError as error:
+        raise _storage_error(path, error) from error
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nolabel import distributed
-from nolabel.config import TrainConfig, check, known
+from nolabel.config import TrainConfig, check, known, plain
 from nolabel.config.load import method_name
 from nolabel.config.text import parse_args
 from nolabel.console import say
@@ -56,6 +56,8 @@ class Job:
     """The parts of a run. They stay; what changes is in `history` and in method, optimizer and scaler."""
 
     config: TrainConfig[Any]
+    written: TrainConfig[Any]
+    """The settings as they are in config.yaml: `config` but for what depends on the number of processes."""
     device: torch.device
     method: Method
     model: nn.Module
@@ -119,6 +121,7 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
     labelled = scan_labelled(config.labels) if config.labels else None
     return Job(
         config=config,
+        written=config,
         device=device,
         method=method,
         model=model,
@@ -164,3 +167,8 @@ def _stream(config: TrainConfig[Any], images: Images, method: Method, device: to
     if full:
         say(f"warning: {full}")
     return stream._replace(piped=bool(full))
+
+
+def settings(config: TrainConfig[Any]) -> dict[str, Any]:
+    """The same as a mapping, without `out`: a run may be moved."""
+    return {"method_name": method_name(config)} | {k: v for k, v in plain(config).items() if k != "out"}

@@ -46,7 +46,7 @@ class Monitor(NamedTuple):
 
     labelled: knn.MonitorImages | None
     sample: Tensor
-    """(N, 3, size, size) uint8 training images for the signals of `spread.py`."""
+    """(N, 3, size, size) uint8 training images for the signals of `health/features.py`."""
     pictures: Tensor
     """(8, 3, side, side) of them for the maps, large enough to show something, or fewer where the data hold fewer."""
     mean: tuple[float, float, float]
@@ -89,7 +89,7 @@ def evaluate_now(job: Job, images: Monitor, done: int) -> dict[str, Any]:
                 record |= {"knn_untrained": accuracy, "knn_raw": images.labelled.raw}
         if len(images.sample) > 1:
             record |= _features(images, net)
-    except NumericError:  # features that are not finite end no training: `health.py` says what they mean
+    except NumericError:  # features that are not finite end no training: `health/diagnosis.py` says what they mean
         record |= dict.fromkeys(FeatureSignals._fields, math.nan)
     if done == 0:
         record |= {"distinct_images": _distinct(images.sample)}

@@ -6,6 +6,7 @@ import torch
 
 from nolabel import distributed
 from nolabel.console import say
+from nolabel.runs import folder
 from nolabel.training import state
 from nolabel.training.events import record_event
 from nolabel.training.job import Job, Record
@@ -16,7 +17,8 @@ from nolabel.training.state import restore
 def roll_back(job: Job, why: Unstable) -> tuple[int, list[Record]]:
     """Go back to the newest checkpoint, and leave out the batches from there to the bad step. Gives step and window."""
     distributed.barrier()
-    first_step, window = restore(job)
+    with folder.storage(job.out):
+        first_step, window = restore(job)
     left_out = why.step + 1 - first_step
     job.history.offset += left_out
     job.history.rollbacks += 1

@@ -2,13 +2,13 @@
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nolabel import distributed, files
 from nolabel.config import (
     TrainConfig,
-    check_changes,
     find_device,
     fit_processes,
     local_path,
@@ -21,7 +21,8 @@ from nolabel.config.load import config_yaml, load_run
 from nolabel.console import say
 from nolabel.data.images import scan
 from nolabel.runs import folder
-from nolabel.training import state
+from nolabel.training import resuming
+from nolabel.training import state as state_module
 from nolabel.training.events import recording
 from nolabel.training.job import Record, build
 from nolabel.training.loop import train_to_the_end
@@ -35,49 +36,62 @@ def train(config: TrainConfig[Any], overwrite: bool = False) -> folder.Run:
     check_tracker(config.tracker)
     device, out = find_device(config.device), Path(config.out)
     with distributed.process_group(device):
+        if distributed.is_main():
+            folder.check_apart(out, {"DATA": config.data, "--labels": config.labels})
+            folder.check_new(out, overwrite)
         images = scan(config.data, config.subfolder)
         asked, config = config, resolve(config, len(images.names), distributed.world_size(), device)
         job = build(config, images, device)
-        state.check_room(job)
-        if distributed.is_main():
-            folder.create(out, overwrite)
-            files.write_text(out / "config.yaml", config_yaml(job.config))
+        state_module.check_room(job)
         for line in shrunk(asked, config):
             say(f"warning: {line}")
-        with folder.locked(out) if distributed.is_main() else contextlib.nullcontext(), recording(job, 0):
-            train_to_the_end(job, 0, [])
+        with folder.claimed(out, overwrite) if distributed.is_main() else contextlib.nullcontext():
+            if distributed.is_main():
+                files.write_text(out / "config.yaml", config_yaml(job.config))
+            with recording(job, 0):
+                train_to_the_end(job, 0, [])
     return folder.Run(out)
 
 
 def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_change: bool = False) -> folder.Run:
-    """Go on with the run at `path` from its newest checkpoint, or from step 0. A finished run is left as it is.
+    """Go on with the run at `path` from its newest checkpoint, or from step 0 if it never had one.
 
-    `changed` are settings to change from here on, groups as mappings. Which may be, and which only with `allow_change`,
-    stands in `config/changes.py`; UsageError for the others. A run that was finished goes on if it is now longer.
+    `changed` are settings to change from here on, groups as mappings; an edited config.yaml is treated in the same way.
+    Which may be, and which only with `allow_change`, is in `config/changes.py`; UsageError for the others. A finished
+    run is left as it is, unless it is now longer.
     """
     path = local_path(str(path))
-    found = folder.Run(path)
-    if found.status()["state"] == "done" and not changed:
+    with folder.storage(Path(path)):
+        found = folder.Run(path)
+        status = found.status()["state"]
+    if status == "done" and not changed:
         return found
     before = load_run(found.path)
     config = local_paths(update(before, dict(changed or {})))
-    lines = check_changes(before, config, allow_change)
+    with folder.storage(found.path):
+        state = resuming.last_state(found.path)
+        lines = resuming.agreed_changes(found, before, config, state, allow_change)
     check_tracker(config.tracker)
     device = find_device(config.device)
     with distributed.process_group(device):
         # A micro-batch that is asked for now is kept, also where it is that of before.
-        processes = None if "micro_batch" in (changed or {}) else state.processes_before(found.path)
+        processes = None if "micro_batch" in (changed or {}) else resuming.processes_before(state)
         job = build(fit_processes(config, processes), scan(config.data, config.subfolder), device)
+        job = replace(job, written=config)
         with folder.locked(found.path) if distributed.is_main() else contextlib.nullcontext():
-            first_step, window = state.restore(job, allow_change=allow_change)
-            killed_at_the_end = first_step == job.total_steps and found.status()["state"] != "done"
+            with folder.storage(found.path):
+                first_step, window = state_module.restore(job, allow_change=allow_change)
+            killed_at_the_end = first_step == job.total_steps and status != "done"
             if first_step >= job.total_steps and not killed_at_the_end:
                 return found
-            if lines and distributed.is_main():
-                files.write_text(found.path / "config.yaml", config_yaml(config))
+            if distributed.is_main():
+                with folder.storage(found.path):
+                    folder.mark(found.path)
+                if config != before:
+                    files.write_text(found.path / "config.yaml", config_yaml(config))
             with recording(job, first_step, lines):
                 if killed_at_the_end:  # after the last checkpoint: the weights may be older than it
-                    state.checkpoint(job, first_step, window)
+                    state_module.checkpoint(job, first_step, window)
                 else:
                     train_to_the_end(job, first_step, window)
     return found
@@ -89,6 +103,6 @@ def replay(path: str | Path) -> Record:
     config = load_run(found.path)
     device = find_device(config.device)
     job = build(config, scan(config.data, config.subfolder), device)
-    step, _ = state.restore(job, "capture")
+    step, _ = state_module.restore(job, "capture")
     batch = next(job.batches(range(step, step + 1), 0))
     return training_step(job, on_device(job, batch), job.clock(step))

@@ -23,7 +23,8 @@ from nolabel.runs.checkpoint import (
 )
 from nolabel.runs.folder import Run, append_event
 from nolabel.training.events import optional_write, record_event, versions
-from nolabel.training.job import Job, Record
+from nolabel.training.job import Job, Record, settings
+from nolabel.training.resuming import begin_at_zero
 from nolabel.weights.timm import save_weights
 
 MAX_FAILED_SAVES = 3
@@ -101,19 +102,13 @@ def has_checkpoint(job: Job) -> bool:
     return distributed.any_process(found, job.device)
 
 
-def processes_before(folder: Path) -> int | None:
-    """How many processes wrote the newest checkpoint of the run, as far as it says; None where there is none."""
-    states = (files.read_json(path / "state.json") for path in sorted(folder.glob("checkpoints/step-*"), reverse=True))
-    found = next((state for state in states if state), {}).get("world_size")
-    return found if isinstance(found, int) and found > 0 else None
-
-
 def _write(job: Job, folder: Path, done: int, window: Sequence[Record], keep: int) -> None:
     state = {
         "step": done,
         "window": [{k: float(v) for k, v in record.items()} for record in window],
         "scaler": job.scaler.state_dict(),
         "images": job.fingerprint,
+        "settings": settings(job.written),
         "total_steps": job.total_steps,
         "bad_slots": sorted(job.history.bad_slots),
         "bad_steps": job.history.bad_steps,
@@ -131,24 +126,25 @@ def _write(job: Job, folder: Path, done: int, window: Sequence[Record], keep: in
 def restore(job: Job, folder: str = "checkpoints", allow_change: bool = False) -> tuple[int, list[Record]]:
     """Load the newest good checkpoint of RUN/`folder` into the job.
 
-    Gives the number of finished steps and the records since the last log line. DataError when the images have
-    changed since, unless `allow_change`.
+    Gives the number of finished steps and the records since the last log line. DataError when the images have changed
+    since, unless `allow_change`, and where every checkpoint is damaged. StorageError where they cannot be read, or are
+    gone.
     """
     found: Checkpoint | None = None
     for main_first in (True, False):  # the main process sets damaged checkpoints aside before the others look
         if distributed.is_main() == main_first:
             found, damaged = load_newest(job.out / folder)
-            for line in damaged:
+            for line in damaged if found else ():
                 say(f"warning: {line}")
                 append_event(job.out, "damaged", detail=line)
         distributed.barrier()
+    if found is None:
+        if folder != "checkpoints":
+            raise DataError(f"{job.out / folder} holds no state that is good, so there is nothing to repeat.")
+        begin_at_zero(Run(job.out), damaged)
+        return 0, []
     for path in job.out.glob(".weights.*.tmp") if distributed.is_main() else ():
         shutil.rmtree(path, ignore_errors=True)  # of a process that was killed while it wrote the weights
-    if found is None:
-        for path in job.out.glob("*.jsonl") if distributed.is_main() else ():
-            if path.name != "events.jsonl":
-                path.unlink()
-        return 0, []
     _check_images(job, found, allow_change)
     try:
         _fill(job, found)

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from nolabel.errors import StorageError
+from nolabel.errors import StorageError, UsageError
 from nolabel.files import write_json
 
 
@@ -18,10 +18,32 @@ def result_path(run: Path, protocol: str, data: str | Path) -> Path:
     plain = run / "eval" / f"{protocol}.json"
     name = data_name(data)
     try:
-        other = json.loads(plain.read_text(encoding="utf-8"))["data"]["name"]
-    except (OSError, ValueError, KeyError, TypeError):
+        other = json.loads(_read(plain))["data"]["name"]
+    except (ValueError, KeyError, TypeError):
         return plain
     return plain if other == name else plain.with_name(f"{protocol}-{name}.json")
+
+
+def check_place(out: Path) -> None:
+    """UsageError where there is a file at `out` that is no result: only what nolabel has written is replaced."""
+    if not os.path.lexists(out):
+        return
+    try:
+        found = json.loads(_read(out))
+    except (ValueError, RecursionError):
+        found = None
+    if not (isinstance(found, dict) and {"protocol", "version"} <= found.keys()):
+        raise UsageError(f"{out} exists and is no result of nolabel, so it is not replaced: choose another --out.")
+
+
+def _read(path: Path) -> str:
+    """A result as text, empty where there is none. What cannot be read is not replaced: StorageError."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error.strerror}). Choose another --out.") from error
 
 
 def data_name(data: str | Path) -> str:

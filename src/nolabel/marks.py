@@ -1,0 +1,134 @@
+"""How nolabel knows what it has made: the mark of a run, that of a folder of pictures, and the names in a run.
+
+Only what has a name that nolabel gives, in a folder that nolabel has made, is ever removed. No link is followed.
+"""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from nolabel.catalog import PROTOCOLS
+from nolabel.errors import UsageError
+from nolabel.files import read_yaml
+
+MARK = ".nolabel-run"
+"""The file that marks a run. It is the first that is written, and stays when a run is replaced."""
+
+
+PICTURES = ".nolabel-pictures"
+"""The file that marks a folder that was made for pictures."""
+
+
+MARKS = {MARK: "a run", PICTURES: "pictures"}
+"""The marks, each with what it says."""
+
+
+_STATE = r"((manifest|state)\.json|(model|optim)\.safetensors)?"
+
+
+RUN_NAMES = re.compile(
+    rf"""
+      {re.escape(MARK)} | \.lock
+    | config\.yaml | status\.json | (metrics|events|bad_files(\.\d+)?)\.jsonl | report\.html
+    | \.(config\.yaml|status\.json|metrics\.jsonl|report\.html)\.[^/]+\.tmp
+    | \.alive/ (\.?\d+(\.tmp)?)?
+    | (checkpoints|capture)/ ((step-\d+(\.old)?(\.corrupt)?|kept-\d+)/ {_STATE} | \.tmp-.*)?
+    | weights/ (model\.safetensors|config\.json)? | \.weights\.[^/]+\.tmp/ .*
+    | eval/ (\.?({"|".join([*PROTOCOLS, "cache"])})([-./].*)?)?
+    | tensorboard/ (events\.out\.tfevents\..*)?
+    | pictures/ (pca\.png|attention-\w+\.png)?
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+"""What nolabel writes into a run, relative to it; a folder ends in `/`. Below `eval/` names begin with a protocol."""
+
+
+class Content(NamedTuple):
+    """What lies in a folder, relative to it; folders end in `/`."""
+
+    own: list[str]
+    """What nolabel has written, a folder before what is in it."""
+    strange: list[str]
+    """All else, links and runs inside among it. Nobody has looked into these folders."""
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether nolabel has made the folder as a run: it is marked, or it is of a version that put no mark."""
+    path = Path(folder)
+    if os.path.isfile(path / MARK):
+        return True
+    if not (os.path.isfile(path / "config.yaml") and os.path.isfile(path / "status.json")):
+        return False
+    try:
+        settings, status = read_yaml(path / "config.yaml"), json.loads((path / "status.json").read_bytes())
+    except (UsageError, OSError, ValueError, RecursionError):
+        return False
+    known = {"method_name", "method", "optim", "recipe", "data", "out", "backbone"} <= settings.keys()
+    return known and isinstance(status, dict) and {"state", "step", "pid", "heartbeat"} <= status.keys()
+
+
+def made_by_nolabel(folder: str | Path) -> str:
+    """What nolabel has made the folder for, in words; an empty string where it is somebody else's."""
+    if is_run(folder):
+        return MARKS[MARK]
+    return MARKS[PICTURES] if os.path.isfile(os.path.join(folder, PICTURES)) else ""
+
+
+def put_mark(folder: str | Path, mark: str) -> None:
+    """Mark a folder, where it isn't marked yet. Raises OSError."""
+    with contextlib.suppress(FileExistsError), open(os.path.join(folder, mark), "x", encoding="ascii") as file:
+        file.write("Made by nolabel.\n")
+
+
+def make_picture_folder(folder: Path) -> None:
+    """Make a folder for pictures and mark it, so that none of them is ever taken for data. Raises OSError.
+
+    A folder that is there already and holds something is left as it is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.iterdir()):
+        put_mark(folder, PICTURES)
+
+
+def content(root: str | Path, names: re.Pattern[str]) -> Content:
+    """What lies below `root`, told apart by the names that nolabel gives. Raises OSError."""
+    found, folders = Content([], []), [""]
+    while folders:
+        above = folders.pop()
+        with os.scandir(os.path.join(root, above)) as entries:
+            inside = sorted(entries, key=lambda entry: entry.name)
+        for entry in inside:
+            is_folder = entry.is_dir(follow_symlinks=False)
+            name = above + entry.name + "/" * is_folder
+            plain = not is_run(entry.path) if is_folder else entry.is_file(follow_symlinks=False)
+            if plain and names.fullmatch(name):
+                found.own.append(name)
+                folders += [name] * is_folder
+            else:
+                found.strange.append(name)
+    return found
+
+
+def remove(root: str | Path, names: Sequence[str]) -> None:
+    """Remove files and then empty folders: those of `content`, in the reverse order. Raises OSError."""
+    for name in reversed(names):
+        path = os.path.join(root, name)
+        if name.endswith("/"):
+            os.rmdir(path)
+        else:
+            os.unlink(path)
+
+
+def check_strange(root: str | Path, found: Content) -> None:
+    """UsageError where a folder that would be replaced holds something that nolabel has not written."""
+    if found.strange:
+        shown = ", ".join(repr(name)[1:-1] for name in found.strange[:4])
+        more = f" and {len(found.strange) - 4} more" if len(found.strange) > 4 else ""
+        raise UsageError(
+            f"{root} holds what nolabel has not written: {shown}{more}.\n"
+            "Nothing was removed. Move that away first, or choose another --out."
+        )

@@ -1,0 +1,89 @@
+"""Whether a run may go on as it is asked to: with these settings, and from which state."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nolabel import distributed
+from nolabel.config import TrainConfig, check_changes, local_paths
+from nolabel.config.load import OLD_DEFAULTS, from_mapping
+from nolabel.console import say
+from nolabel.errors import DataError, StorageError
+from nolabel.runs.checkpoint import has_traces, newest_state
+from nolabel.runs.folder import Run
+
+
+def last_state(folder: Path) -> dict[str, Any]:
+    """The numbers of the newest checkpoint of a run; empty where there is none. Raises StorageError."""
+    return newest_state(folder / "checkpoints") or {}
+
+
+def processes_before(state: dict[str, Any]) -> int | None:
+    """How many processes wrote that checkpoint, as far as it says."""
+    number = state.get("world_size")
+    return number if isinstance(number, int) and number > 0 else None
+
+
+def agreed_changes(
+    found: Run, before: TrainConfig[Any], after: TrainConfig[Any], state: dict[str, Any], allowed: bool
+) -> list[str]:
+    """A line for each setting that the run is to have otherwise, by an option or by an edited config.yaml.
+
+    Compared is with the settings in the checkpoint, where it holds some, else with `before`, those of config.yaml. What
+    was allowed since the last checkpoint is not asked again. UsageError as `check_changes`.
+    """
+    stored = state.get("settings")
+    if isinstance(stored, dict):
+        where = f"{found.path}/checkpoints"
+        before = local_paths(from_mapping(OLD_DEFAULTS | stored | {"out": after.out}, where))
+    return check_changes(before, after, allowed, _agreed(found.events()))
+
+
+def _agreed(events: Sequence[dict[str, Any]]) -> list[str]:
+    """What was changed on resume since the last checkpoint, which does not know of it."""
+    lines: list[str] = []
+    for event in events:
+        if event.get("event") == "checkpoint":
+            lines.clear()
+        elif event.get("event") == "start" and isinstance(event.get("changed_on_resume"), list):
+            lines += map(str, event["changed_on_resume"])
+    return lines
+
+
+def begin_at_zero(found: Run, damaged: Sequence[str]) -> None:
+    """Clear the logs of a run that has no checkpoint, where it is certain that it never had one.
+
+    Raises DataError where all of them are damaged, StorageError where they are gone.
+    """
+    anew = f"To begin anew: nolabel train --config {found.path}/config.yaml --out OTHER"
+    if damaged:
+        more = f"; {len(damaged) - 2} more" if len(damaged) > 2 else ""
+        raise DataError(
+            f"No checkpoint of {found.path} is good: {'; '.join(damaged[:2])}{more}.\n"
+            f"Nothing was changed. Put a good copy back, then resume. {anew}"
+        )
+    if saved := _saved_before(found):
+        raise StorageError(
+            f"{found.path} {saved}, and {found.path}/checkpoints holds no checkpoint.\n"
+            f"Nothing was changed. If it was moved, or its disk is not mounted, put it back, then resume.\n{anew}"
+        )
+    logs = [path for path in (found.path / "metrics.jsonl", *found.path.glob("bad_files*.jsonl")) if path.exists()]
+    if logs:
+        say("note: the run was stopped before its first checkpoint: it begins at step 0, and its metrics with it")
+    for path in logs if distributed.is_main() else ():
+        path.unlink()
+
+
+def _saved_before(found: Run) -> str:
+    """What shows that the run has had a checkpoint; an empty string where it is certain that it never had one."""
+    events = found.events()
+    saved = [e.get("step") for e in events if e.get("event") == "checkpoint"]
+    if saved:
+        return f"was saved at step {saved[-1]!r:.20}"
+    if has_traces(found.path / "checkpoints") or (found.path / "weights").exists():
+        return "was saved before"
+    steps = [record["step"] for record in found.metrics()] + [found.status()["step"]]
+    reached = max((step for step in steps if isinstance(step, int)), default=0)
+    if reached <= 0 or any(e.get("event") == "start" for e in events):
+        return ""
+    return f"has been at step {reached}, its events.jsonl does not say whether it was saved"

@@ -17,7 +17,7 @@ slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
 torture: $(INSTALLED)  # the kills stop after 20 minutes; longer: make torture KILLS=1000 MINUTES=120
-	$(BIN)/python -m pytest -m "slow or not slow" tests/torture tests/test_checkpoint.py -s
+	$(BIN)/python -m pytest -m "slow or not slow" tests/torture tests/runs/test_checkpoint.py -s
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

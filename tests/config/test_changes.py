@@ -5,6 +5,7 @@ import typing
 from typing import Any
 
 import pytest
+from sizes import SIZES
 
 from nolabel.config import TrainConfig
 from nolabel.config.changes import changes, check_changes, class_of
@@ -14,18 +15,6 @@ from nolabel.methods import METHODS
 from nolabel.methods.dino import DINOConfig
 from nolabel.optim.optimizers import OptimConfig
 from nolabel.settings import Mark
-
-# Settings that shape networks, views or what is remembered. A new setting of a method is in this table or has the
-# mark CHANGEABLE.
-FIXED = {
-    "dino": "global_size local_size num_local global_scale local_scale num_prototypes hidden_dim bottleneck_dim "
-    "head_layers head_batchnorm learn_magnitude drop_path",
-    "msn": "random_size focal_size num_random num_focal random_scale focal_scale jitter blur num_prototypes hidden_dim "
-    "output_dim head_batchnorm drop_path",
-    "densecl": "size scale jitter blur queue_size dense_weight num_grid hidden_dim projection_dim shuffle_bn "
-    "num_images",
-    "simclr": "size scale jitter blur projection_dim projector_layers",
-}
 
 
 def test_every_setting_of_a_run_has_a_mark() -> None:
@@ -40,8 +29,8 @@ def test_every_setting_of_a_method_is_fixed_or_may_change(method: str) -> None:
     config = METHODS[method].Config()
     names = {f.name for f in dataclasses.fields(config)}
     changeable = {name for name in names if mark_of(config, name).change == "allow"}
-    assert names == changeable | set(FIXED[method].split())
-    assert not changeable & set(FIXED[method].split())
+    assert changeable == set(SIZES[method].changeable.split())
+    assert names - changeable == set(SIZES[method].fixed.split())
 
 
 def config(**values: Any) -> TrainConfig[DINOConfig]:

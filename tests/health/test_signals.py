@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from metrics_page import format_table, metrics_named
-from test_contract import SMALL
+from sizes import SMALL
 from tiny import BACKBONES, job, small, step
 
 import nolabel

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_contract import SMALL
+from sizes import SMALL
 from tiny import SGD, changed, everything, job, step, views
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -8,25 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from sizes import PAIRS, SMALL
 from tiny import BACKBONES, changed, everything, job, small, step, views
 from torch import Tensor, nn
 
-from nolabel.methods import METHODS, MethodConfig
-from nolabel.methods.densecl import DenseCLConfig
-from nolabel.methods.dino import DINOConfig
-from nolabel.methods.msn import MSNConfig
-from nolabel.methods.simclr import SimCLRConfig
+from nolabel.methods import METHODS
 from nolabel.networks.backbones import Features
 from nolabel.runs.checkpoint import Checkpoint, load_newest, optimizer_tensors, restore_optimizer, save
 from nolabel.training.job import Job
 
-# A new method: one line of small sizes.
-SMALL: dict[str, MethodConfig] = {
-    "densecl": DenseCLConfig(size=32, queue_size=16, momentum=0.9, hidden_dim=32, projection_dim=8),
-    "dino": DINOConfig(32, 16, 2, num_prototypes=64, hidden_dim=32, bottleneck_dim=16, drop_path=0.0, momentum=0.9),
-    "msn": MSNConfig(32, 16, 1, 2, mask_ratio=0.5, num_prototypes=16, hidden_dim=32, output_dim=16, momentum=0.9),
-    "simclr": SimCLRConfig(size=32, projection_dim=16),
-}
 OK, BAD = torch.ones(()), torch.zeros(())
 Make = Callable[..., Job]
 
@@ -51,10 +41,6 @@ def remembers(j: Job) -> dict[str, Tensor]:
     """What may move in `after_step` alone: all that no gradient moves, but for BatchNorm's statistics."""
     trained = {n for n, p in j.method.named_parameters() if p.requires_grad}
     return {n: v.clone() for n, v in j.method.state_dict().items() if n not in trained and not is_statistic(n)}
-
-
-PAIRS = {"teacher": "student", "target": "anchor", "key": "query"}
-"""The momentum network and the trained one that it follows, under the names of the papers."""
 
 
 def teacher(j: Job) -> nn.Module | None:

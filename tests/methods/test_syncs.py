@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_contract import SMALL
+from sizes import SMALL
 from tiny import job, step, views
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode

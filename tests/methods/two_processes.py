@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_contract import SMALL
+from sizes import SMALL
 from tiny import SGD, changed, everything, job, step, views
 from torch import Tensor, nn
 

@@ -9,6 +9,7 @@ from nolabel.errors import UsageError, nearest
 from nolabel.evals.all import EVERY
 from nolabel.evals.protocol import EvalConfig, run
 from nolabel.evals.shared.results import check_place, result_path
+from nolabel.files import check_no_links
 from nolabel.runs.folder import Run
 from nolabel.training.start import train as run_training
 from nolabel.weights.load import Loaded, load_weights
@@ -43,6 +44,7 @@ def evaluate_loaded(
 ) -> dict[str, Any]:
     """Like `evaluate`, with the weights already in memory; without `out` a run's result goes to its own folder."""
     if out is None and (weights / "config.yaml").is_file():
+        check_no_links(weights, ("eval",))
         out = result_path(weights, protocol, data)
     elif out is not None:
         check_place(out)

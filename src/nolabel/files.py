@@ -1,15 +1,21 @@
 """Files: JSON, JSON lines and text written in one step; YAML of strangers read with suspicion."""
 
+import contextlib
+import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
-from nolabel.errors import UsageError
+from nolabel.errors import StorageError, UsageError
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -49,9 +55,9 @@ def is_step(value: Any) -> bool:
 
 
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line. NaN and infinity, which browsers refuse, become null."""
+    """Add one line. NaN and infinity, which browsers refuse, become null. Raises StorageError for a link, OSError."""
     line = json.dumps(_finite(record), ensure_ascii=True, allow_nan=False).encode("ascii")
-    with open(path, "ab+") as file:
+    with open_to_append(path) as file:
         if end := file.tell():  # a kill may have torn the last line: it takes no other with it
             file.seek(end - 1)
             line = line if file.read(1) == b"\n" else b"\n" + line
@@ -73,9 +79,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, replacing it in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def _finite(value: Any) -> Any:
@@ -137,3 +142,90 @@ class _StrictLoader(yaml.SafeLoader):
         if twice:
             raise yaml.YAMLError(f"{sorted(map(str, twice))} given more than once")
         return super().construct_mapping(node, deep)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that nobody can guess, for what takes the place of `path` once it is whole."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Gives a new file, open for writing; at the end of the block it takes the place of `path`.
+
+    A link at `path` is replaced, not followed. After an error `path` is as before. Raises OSError.
+    """
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, "xb") as file:  # exclusively: nothing that lies there is opened, a link least of all
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Open a file to read and to add to its end. Raises StorageError if it is a link, OSError.
+
+    A file that has other names (hard links, as `cp -al` makes them) is copied first: the others stay as they are.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        facts = os.lstat(path)
+        if stat.S_ISREG(facts.st_mode) and facts.st_nlink > 1:
+            with replacing(path) as own:
+                own.write(path.read_bytes())
+    try:
+        return open(path, "ab+", opener=_open_no_link)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise StorageError(_refusal(path)) from error
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that is possible; of a link only the link goes."""
+    with contextlib.suppress(OSError, RecursionError):  # of folders without end
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink()
+
+
+def check_no_links(folder: Path, names: Iterable[str]) -> None:
+    """StorageError if one of `names` (patterns) in `folder`, or anything below it, is a link or no file or folder.
+
+    `folder` itself may be a link.
+    """
+    patterns, root = tuple(names), os.path.realpath(folder)
+    todo = [path for path in _entries(root) if any(fnmatchcase(os.path.basename(path), p) for p in patterns)]
+    while todo:
+        path = todo.pop(0)
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:  # a run that goes on has just replaced it
+            continue
+        if stat.S_ISDIR(mode):
+            todo += _entries(path)
+        elif not stat.S_ISREG(mode):
+            raise StorageError(_refusal(Path(path)))
+
+
+def _entries(folder: str) -> list[str]:
+    """The paths in a folder in order of their names; none where it cannot be listed."""
+    with contextlib.suppress(OSError):
+        return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+    return []
+
+
+def _refusal(path: Path) -> str:
+    if not path.is_symlink():
+        return f"{path} is a pipe, a socket or a device, not a file. Remove it: nolabel writes there."
+    return (
+        f"{path} is a link to {os.readlink(path)}. nolabel writes there, and never through a link.\n"
+        "Remove the link, or put what it leads to in its place. To keep a run on another disk, move the whole folder\n"
+        "there; the run folder itself may be a link."
+    )
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)

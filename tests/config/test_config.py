@@ -11,11 +11,11 @@ import torch
 
 from nolabel.config import TrainConfig, check, find_device, fit_processes, read_yaml, resolve, to_yaml, update
 from nolabel.config.load import config_yaml, from_mapping, load_recipe, method_name
-from nolabel.config.text import parse_args
 from nolabel.errors import DataError, UsageError
 from nolabel.methods import METHODS
 from nolabel.methods.dino import DINO, DINOConfig
 from nolabel.methods.simclr import SimCLRConfig
+from nolabel.networks.arguments import parse_args
 from nolabel.recipes import RECIPES
 from nolabel.views import View
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nolabel.config.text import parse_args
 from nolabel.errors import UsageError
+from nolabel.networks.arguments import parse_args
 from nolabel.networks.backbones import Backbone, Features, backbone
 from nolabel.networks.inspect import cosine_to_pooled
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 
+from nolabel import console
 from nolabel.cli.arguments import Data, parse
 from nolabel.data.check import as_dict, check, format_check
 
@@ -20,4 +21,4 @@ class CheckOptions:
 def run_check(args: list[str]) -> None:
     options = parse(CheckOptions, args, "nolabel check")
     found = check(options.data)
-    print(json.dumps(as_dict(found), indent=2) if options.json else format_check(found))
+    console.result(json.dumps(as_dict(found), indent=2) if options.json else format_check(found))

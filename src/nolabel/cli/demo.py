@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from nolabel import marks
+from nolabel import console, marks
 from nolabel.api import evaluate
 from nolabel.cli.arguments import parse
 from nolabel.config import TrainConfig, update
@@ -62,15 +61,15 @@ def demo(out: Path, recipe: str, minutes: float, seed: int, overwrite: bool) -> 
     folder = _world(Path(os.path.abspath(out) + "-world"), seed)
     config = _config(out, folder, recipe, seed)
     steps = max(1, round(60 * minutes / estimate(config).seconds_per_step))
-    _say(f"Training {recipe} without labels for {minutes:g} minutes: {steps:,} steps ...")
+    console.note(f"Training {recipe} without labels for {minutes:g} minutes: {steps:,} steps ...")
     run = train(update(config, {"steps": steps}), overwrite)
-    _say("Measuring ...")
+    console.note("Measuring ...")
     result = evaluate("knn", run, folder, workers=1)
     _pictures(run, seed)
-    print(format_result(result, PROTOCOLS["knn"]))
+    console.result(format_result(result, PROTOCOLS["knn"]))
     took = duration(time.monotonic() - started)
-    print(f"\nThe tour took {took}. Look at {run.path}/report.html and {run.path}/pictures.\n")
-    print(ending(run))
+    console.result(f"\nThe tour took {took}. Look at {run.path}/report.html and {run.path}/pictures.\n")
+    console.result(ending(run))
 
 
 def ending(run: Run) -> str:
@@ -93,7 +92,7 @@ def _world(folder: Path, seed: int) -> Path:
         found = marks.content(folder, WORLD_NAMES)
         marks.check_strange(folder, found)
         marks.remove(folder, found.own)
-    _say(f"Making a world of {NUM_TRAIN + NUM_VAL:,} pictures in {folder}: {', '.join(world.CLASSES)} ...")
+    console.note(f"Making a world of {NUM_TRAIN + NUM_VAL:,} pictures in {folder}: {', '.join(world.CLASSES)} ...")
     world.write(folder, NUM_TRAIN, NUM_VAL, SIZE, seed)
     made.write_text(name, encoding="utf-8")
     return folder
@@ -118,7 +117,3 @@ def _pictures(run: Run, seed: int) -> None:
     pca_sheet(net, ready, loaded.mean, loaded.std, world.CLASSES).save(folder / "pca.png")
     for name, image in zip(world.CLASSES, ready, strict=True):
         attention_sheet(net, image, loaded.mean, loaded.std, name).save(folder / f"attention-{name}.png")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -1,7 +1,6 @@
 """`nolabel embed`: features of any images in a file for other tools."""
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +8,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+from nolabel import console
 from nolabel.config import find_device
 from nolabel.errors import UsageError
 from nolabel.evals.embed import check_format, embed_images, is_embedding
@@ -77,5 +77,5 @@ def embed(args: list[str]) -> None:
     done = embed_images(loaded, o.data, o.out, layout, config, o.before_norm, o.labelled)
     if done.num_unreadable:
         left_out = f"{done.num_unreadable} images that can't be read are left out"
-        print(f"{left_out}: `nolabel check {o.data}` says why", file=sys.stderr)
-    print(f"{done.path}: {done.num_images} images, {done.width} numbers each")
+        console.note(f"{left_out}: `nolabel check {o.data}` says why")
+    console.result(f"{done.path}: {done.num_images} images, {done.width} numbers each")

@@ -8,6 +8,7 @@ from typing import Annotated, Generic, TypeVar
 
 import tyro
 
+from nolabel import console
 from nolabel.api import evaluate_loaded
 from nolabel.catalog import PROTOCOLS
 from nolabel.cli.arguments import Data, Weights, parse
@@ -40,8 +41,10 @@ class EvalOptions(Generic[C]):
 
 def run_evaluate(args: list[str]) -> None:
     if args[0] in ("-h", "--help"):
-        print("nolabel eval PROTOCOL WEIGHTS DATA [options]\n\nProtocols: nolabel list protocols")
-        print("Every option: nolabel eval knn --help")
+        console.result(
+            "nolabel eval PROTOCOL WEIGHTS DATA [options]\n\nProtocols: nolabel list protocols\n"
+            "Every option: nolabel eval knn --help"
+        )
         return
     name, protocol = args[0], EVERY[args[0]]
     default = EvalOptions(tyro.MISSING, tyro.MISSING, protocol.Config(device="auto"))
@@ -52,6 +55,6 @@ def run_evaluate(args: list[str]) -> None:
     settings = dataclasses.replace(options.settings, device=str(find_device(options.settings.device)))
     result = evaluate_loaded(name, loaded, Path(options.weights), options.data, options.out, settings)
     if options.json:
-        print(json.dumps(result, indent=2))
+        console.result(json.dumps(result, indent=2))
     else:
-        print(format_all(result) if name == "all" else format_result(result, protocol))
+        console.result(format_all(result) if name == "all" else format_result(result, protocol))

@@ -4,8 +4,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from nolabel import console
 from nolabel.catalog import BACKBONES, PROTOCOLS
-from nolabel.errors import NolabelError, UsageError, nearest
+from nolabel.errors import NolabelError, StorageError, UsageError, nearest
 from nolabel.recipes import RECIPES, find
 from nolabel.version import __version__
 
@@ -33,30 +34,42 @@ COMMANDS = ("train", "resume", "eval", "embed", "pack", "show", "check", "report
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `nolabel` command; leaves through SystemExit with a code of docs/reference/exit-codes.md."""
     args = list(sys.argv[1:] if arguments is None else arguments)
+    with console.kept_streams() as why_lost:
+        code = _exit_code(args)
+        if not code and (reason := why_lost()):
+            console.note(f"nolabel: the result could not be written to stdout: {reason}.")
+            code = StorageError.code
+    if code is not None:
+        sys.exit(code)
+
+
+def _exit_code(args: list[str]) -> str | int | None:
+    """Run a command; None where it ended without a code of its own."""
     try:
         _run(args)
     except NolabelError as error:
         if os.environ.get("NOLABEL_DEBUG"):
             raise
-        print(f"nolabel: {error}", file=sys.stderr)
-        sys.exit(error.code)
+        console.note(f"nolabel: {error}")
+        return error.code
     except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 130
+    except SystemExit as error:  # of the parser of options
+        return error.code
     except Exception as error:
         if os.environ.get("NOLABEL_DEBUG"):
             raise
-        print(f"nolabel: internal error, {type(error).__name__}: {error}", file=sys.stderr)
-        print("Please report it with what NOLABEL_DEBUG=1 shows before the same command.", file=sys.stderr)
-        sys.exit(1)
+        console.note(f"nolabel: internal error, {type(error).__name__}: {error}")
+        console.note("Please report it with what NOLABEL_DEBUG=1 shows before the same command.")
+        return 1
+    return None
 
 
 def _run(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help", "help"):
-        print(HELP)
+        console.result(HELP)
     elif args[0] in ("-V", "--version"):
-        print(f"nolabel {__version__}")
+        console.result(f"nolabel {__version__}")
     elif args[0] not in COMMANDS:
         raise UsageError(f"There is no command {args[0]!r}.{nearest(args[0], COMMANDS)}\n`nolabel --help` lists them.")
     elif args[0] == "list":
@@ -92,8 +105,8 @@ def _list(args: list[str]) -> None:
         raise UsageError(f"{wrong}Choose one of: nolabel list {'|'.join(tables)}")
     width = max(map(len, tables[args[0]]))
     for name, summary in tables[args[0]].items():
-        print(f"{name:<{width}}  {summary}")
+        console.result(f"{name:<{width}}  {summary}")
     if args[0] == "backbones":
-        print(
+        console.result(
             "\nA selection: every timm model with a feature map works, any ViT size and patch, ResNet, XCiT, ConvNeXt."
         )

@@ -1,6 +1,5 @@
 """`nolabel pack`: the images of DATA in a few large files, for fast and exact reading."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +7,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+from nolabel import console
 from nolabel.data.images import printable
 from nolabel.data.packing import Packing, pack
 
@@ -36,16 +36,16 @@ def run(args: list[str]) -> None:
     """Run the command with the arguments after its name."""
     o = tyro.cli(PackOptions, prog="nolabel pack", args=args)
     packing = Packing(o.short_side, o.quality, o.shard_mb, o.threads)
-    done = pack(o.data, o.out, packing, o.subfolder, _progress if sys.stderr.isatty() else None)
+    done = pack(o.data, o.out, packing, o.subfolder, _progress if console.live().isatty() else None)
     for bad in done.left_out[:5]:
-        print(f"left out {printable(bad.name)}: {bad.reason}, {printable(bad.detail)}", file=sys.stderr)
+        console.note(f"left out {printable(bad.name)}: {bad.reason}, {printable(bad.detail)}")
     if len(done.left_out) > 5:
-        print(f"and {len(done.left_out) - 5} more", file=sys.stderr)
+        console.note(f"and {len(done.left_out) - 5} more")
     resized = f", {done.num_resized:,} of them made smaller" if o.short_side else ""
     shards = f"{done.num_shards} shard" + "s" * (done.num_shards > 1)
     what = f"{done.num_images:,} images{resized}, {shards}, {done.bytes / 1e6:,.1f} MB"
-    print(f"{printable(str(done.path))}: {what}, fingerprint {done.fingerprint}")
+    console.result(f"{printable(str(done.path))}: {what}, fingerprint {done.fingerprint}")
 
 
 def _progress(done: int, total: int) -> None:
-    print(f"\r{done:,} of {total:,}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+    console.note(f"{done:,} of {total:,}", end="\r" if done < total else "\n")

@@ -1,9 +1,9 @@
 """`nolabel resume`."""
 
 import dataclasses
-import sys
 from typing import Any
 
+from nolabel import console
 from nolabel.cli.arguments import parse, take_flag
 from nolabel.cli.help import format_help
 from nolabel.cli.train import print_weights
@@ -29,10 +29,10 @@ def run_resume(args: list[str]) -> None:
         stored = load_run(found.path)
         kind = type(stored)[type(stored.method)]  # type: ignore[index]
         if any(a in ("-h", "--help") for a in args):
-            print(format_help(stored, f"nolabel resume {found.path} [options]", RESUME_HELP))
+            console.result(format_help(stored, f"nolabel resume {found.path} [options]", RESUME_HELP))
             return
         asked = parse(kind, args, f"nolabel resume {found.path}", stored, RESUME_HELP)
         changed = dataclasses.asdict(asked)
     if found.status()["state"] == "done" and not changed:
-        print(f"{found.path} is finished: nothing to do.", file=sys.stderr)
+        console.note(f"{found.path} is finished: nothing to do.")
     print_weights(resume(found.path, changed, allow))

@@ -1,21 +1,28 @@
 """`nolabel show`: pictures of what a network sees."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from PIL import Image
 from tyro.conf import Positional
 
+from nolabel import console
 from nolabel.config import find_device
 from nolabel.data.decode import decode
-from nolabel.data.images import SUFFIXES, BadImage, read, scan
+from nolabel.data.images import SUFFIXES, BadImage, printable, read, scan
 from nolabel.errors import DataError, UsageError
+from nolabel.files import replacing
 from nolabel.marks import made_by_nolabel, make_picture_folder
 from nolabel.plots import attention_clip, attention_sheet, clip_frames, pca_sheet, prepare, show_matches
 from nolabel.weights.load import load_weights
+
+USAGE = (
+    "nolabel show attention|pca|matches WEIGHTS IMAGE... --out DIR [options]\n\n"
+    "Every option: nolabel show attention --help"
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,7 @@ def show(args: list[str]) -> None:
     """Run the command with the arguments after its name."""
     kind = args[0]
     if kind in ("-h", "--help"):
-        print("nolabel show attention|pca|matches WEIGHTS IMAGE... --out DIR [options]\n")
-        print("Every option: nolabel show attention --help")
+        console.result(USAGE)
         return
     options = tyro.cli(ShowOptions, prog=f"nolabel show {kind}", args=args[1:])
     loaded = load_weights(options.weights, options.backbone, options.allow_pth)
@@ -59,15 +65,23 @@ def show(args: list[str]) -> None:
     targets = _targets(kind, options, [name for name, _ in opened])
     _make_folder(options, targets)
     if kind == "matches":
-        show_matches(net, opened, size, loaded.mean, loaded.std).save(targets[0])
+        _keep(show_matches(net, opened, size, loaded.mean, loaded.std), targets[0])
     elif kind == "pca":
-        pca_sheet(net, [x for _, x in pictures], loaded.mean, loaded.std, [n for n, _ in pictures]).save(targets[0])
+        sheet = pca_sheet(net, [x for _, x in pictures], loaded.mean, loaded.std, [n for n, _ in pictures])
+        _keep(sheet, targets[0])
     elif options.clip:
         attention_clip(targets[0], net, (x for _, x in pictures), loaded.mean, loaded.std)
+        console.result(printable(str(targets[0])))
     else:
         for path, (name, x) in zip(targets, pictures, strict=True):
-            attention_sheet(net, x, loaded.mean, loaded.std, name, options.keep).save(path)
-    print("\n".join(map(str, targets)))
+            _keep(attention_sheet(net, x, loaded.mean, loaded.std, name, options.keep), path)
+
+
+def _keep(picture: Image.Image, path: Path) -> None:
+    """Write a picture, and its path to stdout."""
+    with replacing(path) as file:
+        picture.save(file, "PNG")
+    console.result(printable(str(path)))
 
 
 def _targets(kind: str, options: ShowOptions, names: Sequence[str]) -> list[Path]:
@@ -85,7 +99,7 @@ def _targets(kind: str, options: ShowOptions, names: Sequence[str]) -> list[Path
 def _make_folder(options: ShowOptions, targets: Sequence[Path]) -> None:
     """Make the folder of the pictures and mark it: below DATA it is left out, so that no picture becomes data.
 
-    UsageError where the images lie in it, and where a file there was drawn by somebody else.
+    UsageError where the images are in it, and where a file there was drawn by somebody else.
     """
     out = options.out
     if out.is_dir() and any(path.is_dir() and path.samefile(out) for path in options.images):
@@ -101,14 +115,14 @@ def _open(options: ShowOptions) -> list[tuple[str, Any]]:
     opened = clip_frames(options.images, options.limit) if options.clip else []
     for path in options.images if not opened else ():
         if not path.exists():
-            raise DataError(f"{path} does not exist. Expected image files or folders of them.")
+            raise DataError(f"{printable(str(path))} does not exist. Expected image files or folders of them.")
         images = scan(path) if path.is_dir() or path.suffix.lower() not in SUFFIXES else None
         for index in range(min(len(images.names), options.limit) if images else 1):
             name = images.names[index] if images else path.name
             try:
                 pixels = decode(read(images, index) if images else path.read_bytes())
             except (BadImage, OSError) as error:
-                print(f"skipped {name}: {error}", file=sys.stderr)
+                console.note(f"skipped {printable(name)}: {printable(str(error))}")
                 continue
             opened.append((Path(name).stem if not images else name.rsplit(".", 1)[0].replace("/", "-"), pixels))
     if not opened:

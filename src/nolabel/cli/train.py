@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from nolabel import console
 from nolabel.cli.arguments import parse, take_flag, take_value
 from nolabel.cli.demo import ending
 from nolabel.cli.help import format_help
@@ -24,7 +25,7 @@ def run_train(args: list[str]) -> None:
     file = take_value(args, "--config")
     recipe = args.pop(0) if args and not args[0].startswith("-") and not file else None
     if not recipe and not file:
-        print(
+        console.result(
             "nolabel train RECIPE DATA --out RUN [options]      start from a recipe: nolabel list recipes\n"
             "nolabel train --config FILE [DATA] --out RUN       start from the config.yaml of another run\n\n"
             "  --overwrite    replace the run at RUN\n"
@@ -36,7 +37,7 @@ def run_train(args: list[str]) -> None:
     default = load_file(Path(file)) if file else load_recipe(recipe or "")
     title = f"nolabel train {recipe or '--config FILE'}"
     if any(a in ("-h", "--help") for a in args):
-        print(format_help(default, f"{title} DATA --out RUN [options]", TRAIN_HELP))
+        console.result(format_help(default, f"{title} DATA --out RUN [options]", TRAIN_HELP))
         return
     config = parse(type(default)[type(default.method)], args, title, default, TRAIN_HELP)  # type: ignore[index]
     if not (config.data and config.out):
@@ -44,7 +45,7 @@ def run_train(args: list[str]) -> None:
     if overwrite and file:
         check_apart(Path(config.out), {"--config": file})
     if dry:
-        print(format_estimate(config, estimate(config)))
+        console.result(format_estimate(config, estimate(config)))
     else:
         print_weights(train(config, overwrite))
 
@@ -52,4 +53,4 @@ def run_train(args: list[str]) -> None:
 def print_weights(finished: Run) -> None:
     """What a user needs at the end: where the weights are, and how to load them."""
     if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun keep silent; the group is gone by now
-        print(ending(finished))
+        console.closing_words(ending(finished))

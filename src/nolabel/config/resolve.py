@@ -123,6 +123,10 @@ def _check_batch(config: TrainConfig[Any], num_images: int, world_size: int) -> 
             raise UsageError(f"--{name.replace('_', '-')} {value} is too small: it is {low} or more.")
     if not config.stretch >= 1:
         raise UsageError(f"--stretch {config.stretch:g} would end the schedules before the run: it is 1 or more.")
+    if not (all(0 <= x <= 1 for x in config.mean) and all(0 < x <= 1 for x in config.std)):
+        raise UsageError(
+            f"--mean {config.mean} and --std {config.std} are for images in 0..1: 0 to 1, and above 0 to 1."
+        )
     size = config.batch_size
     if num_images < size:
         raise DataError(

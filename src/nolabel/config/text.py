@@ -13,25 +13,6 @@ import yaml
 from nolabel.errors import UsageError, nearest
 
 
-def parse_args(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """`("patch_size=4", "layers=[1,1,1,1]")` as a mapping; values are YAML scalars or lists, lists become tuples."""
-    import yaml
-
-    parsed: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise UsageError(f"--backbone-args takes key=value pairs such as patch_size=4, not {pair!r}.")
-        try:
-            loaded = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(
-                f"--backbone-args {pair!r} has no readable value: {str(error).splitlines()[0]}."
-            ) from error
-        parsed[key] = tuple(loaded) if isinstance(loaded, list) else loaded
-    return parsed
-
-
 def to_yaml(config: Any, names: Sequence[str] | None = None) -> str:
     """The settings as YAML, in the order of the fields; or those of these `names`, in their order."""
     values = plain(config)

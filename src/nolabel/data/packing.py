@@ -23,6 +23,7 @@ from nolabel.data.images import BadFile, BadImage, Images, fingerprint, printabl
 from nolabel.data.names import Names, compact
 from nolabel.data.shards import ABOUT, BLOCK, INDEX, VERSION, header, index_bytes, unsafe
 from nolabel.errors import DataError, StorageError, UsageError
+from nolabel.files import temporary_name
 
 CHUNK = 256  # images that are prepared before they are written, and between two reports of progress
 
@@ -75,7 +76,7 @@ def pack(
             f"{printable(outside)} lies outside of the folder of {printable(str(data))}.\n"
             "Names in shards are relative and lead nowhere else: pack a folder that holds all images."
         )
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(out)
     try:
         temporary.mkdir(parents=True)
     except OSError as error:  # a folder of that name is somebody's: it stays

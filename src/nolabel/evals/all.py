@@ -1,12 +1,12 @@
 """Every protocol that the data allows, one after the other, and their numbers in one table."""
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from nolabel.console import note
 from nolabel.errors import DataError, UsageError, nearest
 from nolabel.evals.protocol import (
     EvalConfig,
@@ -111,7 +111,7 @@ def _run_all(
     seconds = dict[str, float]()
     for name in names:
         protocol, started = PROTOCOLS[name], time.perf_counter()
-        print(f"{name} ...", file=sys.stderr, flush=True)
+        note(f"{name} ...")
         settings = protocol.Config(**{field.name: getattr(config, field.name) for field in fields(EvalConfig)})
         try:
             result = run(protocol, loaded, data, settings, folder and _own_path(folder, name, data))

@@ -1,10 +1,9 @@
 """The features of all images of DATA in one file, for other tools: npz (numpy) or parquet (tables of any kind)."""
 
 import json
-import os
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from nolabel.errors import StorageError, UsageError
 from nolabel.evals.protocol import EvalConfig, cache_folder, check_common, describe_weights
 from nolabel.evals.shared.cache import features
 from nolabel.evals.shared.pieces import Layout, pieces_of
+from nolabel.files import replacing
 from nolabel.weights.load import Loaded
 
 SUFFIXES = (".npz", ".parquet")
@@ -91,26 +91,23 @@ def _without_labels(images: Images) -> LabelledImages:
 
 def _write(out: Path, rows: np.ndarray, columns: dict[str, list[Any]], facts: dict[str, Any]) -> None:
     """Replace `out` in one step."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        (_write_npz if out.suffix == ".npz" else _write_parquet)(temporary, rows, columns, facts)
-        os.replace(temporary, out)
+        with replacing(out) as file:
+            (_write_npz if out.suffix == ".npz" else _write_parquet)(file, rows, columns, facts)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise StorageError(f"{out} cannot be written ({error.strerror}). Choose another --out.") from error
 
 
-def _write_npz(path: Path, rows: np.ndarray, columns: dict[str, list[Any]], facts: dict[str, Any]) -> None:
+def _write_npz(file: BinaryIO, rows: np.ndarray, columns: dict[str, list[Any]], facts: dict[str, Any]) -> None:
     """Arrays that numpy reads without pickle: `features` (N, D) float32, `ids` (N,), `about` (JSON) and the others."""
     arrays: dict[str, Any] = {name: np.asarray(values) for name, values in columns.items()}
     if "classes" in facts:
         arrays["classes"] = np.asarray(facts["classes"])
-    with open(path, "wb") as file:
-        np.savez(file, allow_pickle=False, features=rows, about=np.asarray(json.dumps(facts)), **arrays)
+    np.savez(file, allow_pickle=False, features=rows, about=np.asarray(json.dumps(facts)), **arrays)
 
 
-def _write_parquet(path: Path, rows: np.ndarray, columns: dict[str, list[Any]], facts: dict[str, Any]) -> None:
+def _write_parquet(file: BinaryIO, rows: np.ndarray, columns: dict[str, list[Any]], facts: dict[str, Any]) -> None:
     """One row per image: `ids`, `features` (D float32), perhaps `split` and `class`; facts as metadata."""
     pa = _pyarrow()
     import pyarrow.parquet as pq
@@ -121,7 +118,7 @@ def _write_parquet(path: Path, rows: np.ndarray, columns: dict[str, list[Any]], 
         named["class"] = pa.array([printable(facts["classes"][i]) for i in columns["label"]], pa.string())
     flat = pa.array(rows.reshape(-1), pa.float32())
     named["features"] = pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
-    pq.write_table(pa.table(named).replace_schema_metadata({"nolabel": json.dumps(facts)}), path)
+    pq.write_table(pa.table(named).replace_schema_metadata({"nolabel": json.dumps(facts)}), file)
 
 
 def _pyarrow() -> Any:

@@ -11,6 +11,7 @@ import torch
 
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.shared.results import data_name, write_result
+from nolabel.files import check_no_links
 from nolabel.networks.backbones import backbone
 from nolabel.networks.precision import Precision
 from nolabel.weights.load import Loaded
@@ -172,7 +173,8 @@ def check_at_least(config: EvalConfig, least: int, *names: str) -> None:
 def cache_folder(loaded: Loaded, config: EvalConfig) -> Path | None:
     """The folder of kept features; None without `config.cache`.
 
-    $NOLABEL_CACHE where it is set; RUN/eval/cache for the weights of a run; else the user's cache folder.
+    $NOLABEL_CACHE where it is set; RUN/eval/cache for the weights of a run; else the user's cache folder. StorageError
+    where a link would lead out of the run.
     """
     if not config.cache:
         return None
@@ -180,6 +182,7 @@ def cache_folder(loaded: Loaded, config: EvalConfig) -> Path | None:
         return Path(os.environ["NOLABEL_CACHE"])
     run_folder = Path(loaded.name)
     if (run_folder / "config.yaml").is_file():
+        check_no_links(run_folder, ("eval",))
         return run_folder / "eval" / "cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nolabel"
 

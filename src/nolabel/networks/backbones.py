@@ -4,6 +4,7 @@ Methods, evaluations, pictures and export know a network only through this file.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import timm
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from nolabel.errors import UsageError, nearest
 from nolabel.networks import lean_blocks
+from nolabel.networks.arguments import check_args, check_size
 
 
 class Features(NamedTuple):
@@ -210,17 +212,20 @@ def backbone(
     image_size: int | None = None,
     drop_path: float = 0.0,
     grad_checkpointing: bool = False,
+    most_bytes: int | None = None,
 ) -> Backbone:
     """A randomly initialised backbone.
 
-    `name` is a timm name, `args` go to `timm.create_model`, `image_size` (pixels) fixes the stored position grid of
-    a ViT, `drop_path` is the rate of stochastic depth. Raises UsageError for names and arguments timm doesn't know.
+    `name` is a timm name, `args` shape the network, `image_size` (pixels) fixes the stored position grid of a ViT,
+    `drop_path` is the rate of stochastic depth. Raises UsageError for names and arguments timm doesn't know, those that
+    `backbone_args.py` does not let through, and a network of more than `most_bytes` or than the memory.
     """
     if not timm.is_model(name):
         raise UsageError(
             f"There is no backbone {name!r} in timm {timm.__version__}.{nearest(name, timm.list_models())}\n"
             "`nolabel list backbones` shows a selection."
         )
+    check_args(name, args or {})
     options: dict[str, Any] = dict(args or {})
     if _is_plain_vit(name):
         options = {"dynamic_img_size": True, **options}
@@ -228,17 +233,20 @@ def backbone(
             options = {"img_size": image_size, **options}
     if drop_path and not _is_resnet(name):
         options["drop_path_rate"] = drop_path
+    build = partial(timm.create_model, name, pretrained=False, num_classes=0, **options)
+    if args or most_bytes is not None:
+        check_size(name, build, most_bytes)
     try:
-        model = timm.create_model(name, pretrained=False, num_classes=0, **options)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        first = str(error).strip().partition("\n")[0][:300]
+        model = build()
+        net = Backbone(model, name, {k: v for k, v in options.items() if k != "drop_path_rate"})
+    except Exception as error:  # timm raises nearly anything for values that make no network
+        first = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
         raise UsageError(
             f"timm could not build {name} with {str(options)[:300]}: {first}.\n"
             "Some recipes bring arguments for their own backbone: --backbone-args replaces them (alone: none)."
         ) from error
     if isinstance(model, VisionTransformer):
         _initialize_vit(model)
-    net = Backbone(model, name, {k: v for k, v in options.items() if k != "drop_path_rate"})
     if grad_checkpointing:
         net.model.set_grad_checkpointing()
     return net

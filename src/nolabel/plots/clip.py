@@ -5,6 +5,7 @@ After Caron et al. 2021: the mean over the heads, in inferno.
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from nolabel.data.decode import open_image, to_rgb
 from nolabel.errors import DataError
+from nolabel.files import replacing
 from nolabel.networks.backbones import Backbone
 from nolabel.plots.attention import attention_maps, similarity_map, upsample
 from nolabel.plots.colors import colormap
@@ -64,7 +66,9 @@ def attention_clip(
     """
     pages = [_page(backbone, frame, mean, std) for frame in frames]
     pages = [page if page.size == pages[0].size else page.resize(pages[0].size) for page in pages]
-    pages[0].save(path, save_all=True, append_images=pages[1:], duration=1000 // rate, loop=0, quality=70)
+    form: dict[str, Any] = {"save_all": True, "duration": 1000 // rate, "loop": 0, "quality": 70}
+    with replacing(path) as file:
+        pages[0].save(file, "WEBP", append_images=pages[1:], **form)
 
 
 def _page(backbone: Backbone, frame: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:

@@ -17,10 +17,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from nolabel.files import write_text
+from nolabel.files import check_no_links, write_text
 from nolabel.report import words
 from nolabel.report.charts import charts, describe, svg
-from nolabel.runs.folder import Run
+from nolabel.runs.folder import WRITTEN, Run
 from nolabel.version import __version__
 
 HERE = Path(__file__).parent
@@ -49,7 +49,11 @@ class Setting(NamedTuple):
 
 
 def report(run: Run) -> Path:
-    """Write RUN/report.html and return its path. Parts that the run folder lacks are left out of the page."""
+    """Write RUN/report.html and return its path. Parts that the run folder lacks are left out of the page.
+
+    Raises StorageError where something in the run is a link: nothing from outside of the run gets into the page.
+    """
+    check_no_links(run.path, WRITTEN)
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
     environment.globals |= {"number": words.number, "svg": svg, "describe": describe}
     path = run.path / "report.html"

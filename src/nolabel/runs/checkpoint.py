@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -49,7 +50,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
 
     Raises StorageError; the old ones stay then. Folders of other names, such as `best`, are never touched.
     """
-    temporary = folder / f".tmp-{os.getpid()}-{step}"
+    temporary = folder / f".tmp-{secrets.token_hex(8)}-{step}"
     final = folder / f"step-{step:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,13 @@ from filelock import FileLock, Timeout
 
 from nolabel import marks
 from nolabel.errors import StorageError, UsageError
-from nolabel.files import append_jsonl, is_step, read_json, read_jsonl, read_yaml, write_json
+from nolabel.files import append_jsonl, check_no_links, is_step, read_json, read_jsonl, read_yaml, write_json
+
+WRITTEN = (
+    *("config.yaml", "status.json", "metrics.jsonl", "events.jsonl", "bad_files*.jsonl", "report.html"),
+    *("weights", "checkpoints", "capture", "eval", "pictures", "tensorboard", ".lock", ".alive", marks.MARK),
+)
+"""What nolabel writes in a run folder, as patterns."""
 
 
 class Run:
@@ -172,7 +178,8 @@ def _storage_error(path: Path, error: OSError) -> StorageError:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the run folder; UsageError if another process does."""
+    """Hold the run folder. UsageError if another process does, StorageError where a link would lead out of it."""
+    check_no_links(path, WRITTEN)
     lock = FileLock(path / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -14,7 +14,7 @@ from nolabel import distributed
 from nolabel.config import differences
 from nolabel.config.load import load_recipe
 from nolabel.console import say
-from nolabel.errors import NolabelError
+from nolabel.errors import NolabelError, StorageError
 from nolabel.report import report
 from nolabel.runs import folder
 from nolabel.training.interrupts import Stopped
@@ -33,8 +33,9 @@ def optional_write(what: str) -> Iterator[None]:
     """Around the writing of what training can do without."""
     try:
         yield
-    except OSError as error:
-        say(f"warning: {what} could not be written ({error.strerror}); training goes on")
+    except (OSError, StorageError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        say(f"warning: {what} could not be written ({why}); training goes on")
 
 
 @contextlib.contextmanager
@@ -71,14 +72,15 @@ def recording(job: Job, first_step: int, changes: Sequence[str] = ()) -> Iterato
         state = "stopped" if isinstance(error, (Stopped, KeyboardInterrupt)) else "failed"
         code = error.code if isinstance(error, NolabelError) else 1
         step = folder.Run(job.out).status()["step"]
-        with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+        with contextlib.suppress(OSError, StorageError):  # a full disk must not hide the error itself
             folder.append_event(job.out, state, step=step, reason=str(error))
             folder.write_status(job.out, state, step, str(error), code)
             report(folder.Run(job.out))
         raise
     folder.append_event(job.out, "done", step=job.total_steps)
     folder.write_status(job.out, "done", job.total_steps, exit_code=0)
-    report(folder.Run(job.out))
+    with optional_write("report.html"):
+        report(folder.Run(job.out))
 
 
 def _system(job: Job) -> dict[str, str | int]:

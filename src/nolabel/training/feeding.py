@@ -1,11 +1,10 @@
 """Notes on the loader: too slow, restarted, files that cannot be read."""
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nolabel import distributed
+from nolabel import console, distributed
 from nolabel.config import TrainConfig, known, processors
 from nolabel.console import say
 from nolabel.data.images import BadFile, too_many_bad
@@ -63,7 +62,7 @@ def note_batch(job: Job, batch: Batch, done: int) -> None:
 def note_restarts(job: Job, notes: Sequence[str], done: int) -> None:
     """Say and write down what happened to the processes that prepare images."""
     for note in notes:
-        print(f"warning: {note}", file=sys.stderr, flush=True)
+        console.note(f"warning: {note}")
         if distributed.is_main():
             record_event(job, "restart", step=done, reason=note)
 

@@ -9,15 +9,15 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nolabel import distributed
+from nolabel import console, distributed
 from nolabel.errors import DEAD_PROCESS
+from nolabel.files import replacing
 from nolabel.runs.folder import write_status
 
 BEAT = 2.0
@@ -97,10 +97,9 @@ def _watch(folder: Path, pulse: Pulse, rank: int, world_size: int, stop: threadi
 def _write(path: Path, pulse: Pulse, ended: bool = False) -> None:
     doing = "ended" if ended else pulse.doing
     with contextlib.suppress(OSError):  # a full disk is no dead process: the old beat then looks old to the others
-        temporary = path.with_name(f".{path.name}.tmp")
         beat = [pulse.step, doing, pulse.count, pulse.longest, time.monotonic()]
-        temporary.write_text(json.dumps(beat), encoding="ascii")
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            file.write(json.dumps(beat).encode("ascii"))
 
 
 def _look(path: Path, old: _Seen) -> _Seen:
@@ -138,7 +137,5 @@ def _problem(seen: dict[int, _Seen], pulse: Pulse) -> str | None:
 def _leave(folder: Path, problem: str, step: int) -> None:
     with contextlib.suppress(OSError):
         write_status(folder, "failed", step, problem, DEAD_PROCESS)
-    print(
-        f"nolabel: {problem}\n`nolabel resume {folder}` goes on from the last checkpoint.", file=sys.stderr, flush=True
-    )
+    console.note(f"nolabel: {problem}\n`nolabel resume {folder}` goes on from the last checkpoint.")
     os._exit(DEAD_PROCESS)

@@ -21,7 +21,7 @@ from nolabel.console import progress
 from nolabel.data.loader import Batch
 from nolabel.training import feeding, metrics_log, monitor, recovery, state
 from nolabel.training.heartbeat import watch_processes
-from nolabel.training.interrupts import Stopped, catch_signals
+from nolabel.training.interrupts import Stopped
 from nolabel.training.job import Job, Record
 from nolabel.training.memory import enough_memory
 from nolabel.training.stability import Unstable
@@ -32,12 +32,12 @@ CHECKPOINT_SECONDS = 600
 """Seconds after which a checkpoint is due, whatever the interval in steps."""
 
 
-def train_to_the_end(job: Job, first_step: int, records: list[Record]) -> None:
+def train_to_the_end(job: Job, first_step: int, records: list[Record], signal_number: Callable[[], int]) -> None:
     """Run the loop, once more from the last checkpoint where a roll-back may help."""
     with tracked(job.config.tracker, job.out):
         while True:
             try:
-                return loop(job, first_step, records)
+                return loop(job, first_step, records, signal_number)
             except Unstable as error:
                 if not error.roll_back or not state.has_checkpoint(job):
                     state.capture(job, error.step)
@@ -45,16 +45,15 @@ def train_to_the_end(job: Job, first_step: int, records: list[Record]) -> None:
                 first_step, records = recovery.roll_back(job, error)
 
 
-def loop(job: Job, first_step: int, records: list[Record]) -> None:
+def loop(job: Job, first_step: int, records: list[Record], signal_number: Callable[[], int]) -> None:
     """Take all steps from `first_step` on, with what is measured and written between them.
 
-    `records` are those since the last log line, of a run that is resumed.
+    `records` are those since the last log line, of a run that is resumed; `signal_number` gives the signal that came.
     """
     config, steps = job.config, range(first_step, job.total_steps)
     with (
         watch_processes(job.out, first_step) as pulse,
         progress(first_step, job.total_steps, distributed.is_main()) as show,
-        catch_signals() as signal_number,
     ):
         pulse.beat(first_step, "evaluating")
         watch = monitor.open_monitor(job) if distributed.is_main() else None

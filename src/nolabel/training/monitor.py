@@ -18,6 +18,7 @@ from nolabel.data.order import images_at
 from nolabel.errors import NumericError
 from nolabel.evals.classification import knn
 from nolabel.evals.shared.features import Pixels, embed, in_batches
+from nolabel.files import replacing
 from nolabel.health.diagnosis import Diagnosis, diagnose
 from nolabel.health.facts import RunFacts, collect_facts
 from nolabel.health.features import FeatureSignals, feature_signals
@@ -150,7 +151,9 @@ def _picture(m: Monitor, backbone: Backbone, path: Path) -> None:
         return
     x = normalize(m.pictures, m.mean, m.std).to(m.device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    snapshot(backbone, x, m.mean, m.std).save(path, quality=80)
+    picture = snapshot(backbone, x, m.mean, m.std)
+    with replacing(path) as file:
+        picture.save(file, "WEBP", quality=80)
 
 
 def _sample(images: Images, size: int, seed: int, number: int) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nolabel import distributed, files
+from nolabel import console, distributed, files
 from nolabel.config import (
     TrainConfig,
     find_device,
@@ -20,10 +20,12 @@ from nolabel.config import (
 from nolabel.config.load import config_yaml, load_run
 from nolabel.console import say
 from nolabel.data.images import scan
+from nolabel.files import check_no_links
 from nolabel.runs import folder
 from nolabel.training import resuming
 from nolabel.training import state as state_module
 from nolabel.training.events import recording
+from nolabel.training.interrupts import catch_signals
 from nolabel.training.job import Record, build
 from nolabel.training.loop import train_to_the_end
 from nolabel.training.step import on_device, training_step
@@ -35,7 +37,7 @@ def train(config: TrainConfig[Any], overwrite: bool = False) -> folder.Run:
     config = local_paths(config)
     check_tracker(config.tracker)
     device, out = find_device(config.device), Path(config.out)
-    with distributed.process_group(device):
+    with console.kept_stderr(), distributed.process_group(device):
         if distributed.is_main():
             folder.check_apart(out, {"DATA": config.data, "--labels": config.labels})
             folder.check_new(out, overwrite)
@@ -45,11 +47,14 @@ def train(config: TrainConfig[Any], overwrite: bool = False) -> folder.Run:
         state_module.check_room(job)
         for line in shrunk(asked, config):
             say(f"warning: {line}")
-        with folder.claimed(out, overwrite) if distributed.is_main() else contextlib.nullcontext():
+        with (
+            folder.claimed(out, overwrite) if distributed.is_main() else contextlib.nullcontext(),
+            catch_signals() as signal_number,  # also while the end is written down
+        ):
             if distributed.is_main():
                 files.write_text(out / "config.yaml", config_yaml(job.config))
             with recording(job, 0):
-                train_to_the_end(job, 0, [])
+                train_to_the_end(job, 0, [], signal_number)
     return folder.Run(out)
 
 
@@ -63,6 +68,7 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
     path = local_path(str(path))
     with folder.storage(Path(path)):
         found = folder.Run(path)
+        check_no_links(found.path, folder.WRITTEN)
         status = found.status()["state"]
     if status == "done" and not changed:
         return found
@@ -73,7 +79,7 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
         lines = resuming.agreed_changes(found, before, config, state, allow_change)
     check_tracker(config.tracker)
     device = find_device(config.device)
-    with distributed.process_group(device):
+    with console.kept_stderr(), distributed.process_group(device):
         # A micro-batch that is asked for now is kept, also where it is that of before.
         processes = None if "micro_batch" in (changed or {}) else resuming.processes_before(state)
         job = build(fit_processes(config, processes), scan(config.data, config.subfolder), device)
@@ -89,17 +95,18 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
                     folder.mark(found.path)
                 if config != before:
                     files.write_text(found.path / "config.yaml", config_yaml(config))
-            with recording(job, first_step, lines):
+            with catch_signals() as signal_number, recording(job, first_step, lines):
                 if killed_at_the_end:  # after the last checkpoint: the weights may be older than it
                     state_module.checkpoint(job, first_step, window)
                 else:
-                    train_to_the_end(job, first_step, window)
+                    train_to_the_end(job, first_step, window, signal_number)
     return found
 
 
 def replay(path: str | Path) -> Record:
     """Repeat the step for which the run at `path` was stopped as not finite, from RUN/capture; gives its values."""
     found = folder.Run(path)
+    check_no_links(found.path, folder.WRITTEN)
     config = load_run(found.path)
     device = find_device(config.device)
     job = build(config, scan(config.data, config.subfolder), device)

@@ -12,6 +12,7 @@ from nolabel import distributed, files
 from nolabel.console import say
 from nolabel.data.images import BadFile
 from nolabel.errors import DataError, StorageError
+from nolabel.files import remove
 from nolabel.runs.checkpoint import (
     Checkpoint,
     has_good,
@@ -143,8 +144,8 @@ def restore(job: Job, folder: str = "checkpoints", allow_change: bool = False) -
             raise DataError(f"{job.out / folder} holds no state that is good, so there is nothing to repeat.")
         begin_at_zero(Run(job.out), damaged)
         return 0, []
-    for path in job.out.glob(".weights.*.tmp") if distributed.is_main() else ():
-        shutil.rmtree(path, ignore_errors=True)  # of a process that was killed while it wrote the weights
+    for path in job.out.glob(".*.tmp") if distributed.is_main() else ():
+        remove(path)  # of a process that was killed while it wrote
     _check_images(job, found, allow_change)
     try:
         _fill(job, found)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from nolabel.errors import DataError, UsageError
+from nolabel.networks.arguments import as_tuples
 from nolabel.networks.backbones import Backbone, backbone
 
 
@@ -30,6 +33,27 @@ class Loaded(NamedTuple):
     """First 16 hex digits of the SHA-256 of all tensors."""
 
 
+class Preprocessing(NamedTuple):
+    """How images are prepared for a network; the defaults are timm's."""
+
+    image_size: int = 224
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    interpolation: str = "bicubic"
+
+    def as_cfg(self) -> dict[str, Any]:
+        """The same in the words of a config.json."""
+        size = (3, self.image_size, self.image_size)
+        return {"input_size": size, "mean": self.mean, "std": self.std, "interpolation": self.interpolation}
+
+
+MAX_SIDE = 16_384
+"""Pixels of a side that weights may ask for."""
+
+
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "nearest-exact")
+
+
 def load_weights(spec: str | Path, backbone_name: str | None = None, allow_pth: bool = False) -> Loaded:
     """The backbone that a WEIGHTS argument names.
 
@@ -41,7 +65,7 @@ def load_weights(spec: str | Path, backbone_name: str | None = None, allow_pth: 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = backbone(text.removeprefix("random:"))
-        return _loaded(net, text, getattr(net.model, "pretrained_cfg", {}))
+        return _loaded(net, text, _own_preprocessing(net))
     path = Path(text)
     for folder in (path / "weights", path):
         if (folder / "config.json").is_file():
@@ -61,15 +85,16 @@ def load_weights(spec: str | Path, backbone_name: str | None = None, allow_pth: 
 def _from_folder(folder: Path, name: str) -> Loaded:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        args = {k: tuple(v) if isinstance(v, list) else v for k, v in config.get("model_args", {}).items()}
-        args.pop("num_classes", None)
-        net = backbone(config["architecture"], args)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        args = {k: as_tuples(v) for k, v in config.get("model_args", {}).items() if k != "num_classes"}
+        tensors = _read(folder / "model.safetensors")
+        net = backbone(config["architecture"], args, most_bytes=_most_bytes(tensors))
+        cfg = read_preprocessing(config.get("pretrained_cfg", config))  # older files have it beside the architecture
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise DataError(
             f"{folder}/config.json is damaged ({error}). Copy the folder again, or resume the run."
         ) from error
-    _fill(net, _read(folder / "model.safetensors"), folder)
-    return _loaded(net, name, config.get("pretrained_cfg", {}))
+    _fill(net, tensors, folder)
+    return _loaded(net, name, cfg)
 
 
 def _from_file(path: Path, backbone_name: str | None, allow_pth: bool) -> Loaded:
@@ -80,7 +105,7 @@ def _from_file(path: Path, backbone_name: str | None, allow_pth: bool) -> Loaded
     tensors = _read(path) if path.suffix == ".safetensors" else _read_pth(path)
     net = backbone(backbone_name)
     _fill(net, tensors, path)
-    return _loaded(net, str(path), getattr(net.model, "pretrained_cfg", {}))
+    return _loaded(net, str(path), _own_preprocessing(net))
 
 
 def _from_cache(name: str) -> Loaded:
@@ -89,7 +114,7 @@ def _from_cache(name: str) -> Loaded:
     if not isinstance(file, str):
         raise UsageError(f"The weights of {name} are not in the local cache, and nolabel downloads nothing.")
     _fill(net, _read(Path(file)), Path(file))
-    return _loaded(net, name, net.model.pretrained_cfg)
+    return _loaded(net, name, _own_preprocessing(net))
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
@@ -120,12 +145,46 @@ def _fill(net: Backbone, tensors: dict[str, torch.Tensor], source: Path) -> None
         raise DataError(f"The tensors of {source} do not fit {net.name}: {first}") from error
 
 
-def _loaded(net: Backbone, name: str, cfg: dict[str, Any]) -> Loaded:
-    size = cfg.get("input_size", (3, 224, 224))[-1]
-    mean, std = (tuple(float(x) for x in cfg.get(k, d)) for k, d in (("mean", (0.5,) * 3), ("std", (0.5,) * 3)))
+def _most_bytes(tensors: dict[str, torch.Tensor]) -> int:
+    """What a network with these weights can take, in float32, with room for tables that are not stored."""
+    return 8 * sum(t.numel() for t in tensors.values()) + 2**28
+
+
+def read_preprocessing(cfg: Any) -> Preprocessing:
+    """The `pretrained_cfg` of a config.json; what it lacks is timm's default. ValueError with the key that is wrong."""
+    if not isinstance(cfg, Mapping):
+        raise ValueError(f"pretrained_cfg is {repr(cfg)[:100]}: expected a mapping")
+    found = {key: cfg.get(key, default) for key, default in Preprocessing().as_cfg().items()}
+    size, mean, std, interpolation = found.values()
+    expected = ""
+    if not (_is_numbers(size) and all(isinstance(n, int) and 0 < n <= MAX_SIDE for n in size) and size[0] == 3):
+        key, expected = "input_size", f"[3, height, width] with sides up to {MAX_SIDE}"
+    elif not (_is_numbers(mean) and all(0 <= x <= 1 for x in mean)):
+        key, expected = "mean", "three numbers from 0 to 1"
+    elif not (_is_numbers(std) and all(0 < x <= 1 for x in std)):
+        key, expected = "std", "three numbers above 0, at most 1"
+    elif interpolation not in INTERPOLATIONS:
+        key, expected = "interpolation", f"one of {', '.join(INTERPOLATIONS)}"
+    if expected:
+        raise ValueError(f"pretrained_cfg.{key} is {repr(found[key])[:100]}: expected {expected}")
+    return Preprocessing(size[-1], tuple(map(float, mean)), tuple(map(float, std)), interpolation)  # type: ignore[arg-type]
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether `value` is a list of three finite numbers."""
+    numbers = isinstance(value, (list, tuple)) and all(type(x) in (int, float) for x in value)
+    return numbers and len(value) == 3 and all(abs(x) < math.inf for x in value)
+
+
+def _own_preprocessing(net: Backbone) -> Preprocessing:
+    """What timm says of the network."""
+    return read_preprocessing(getattr(net.model, "pretrained_cfg", {}))
+
+
+def _loaded(net: Backbone, name: str, cfg: Preprocessing) -> Loaded:
     digest = hashlib.sha256()
     for key, tensor in sorted(net.model.state_dict().items()):
         digest.update(key.encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy() if tensor.ndim else str(tensor.item()).encode())
     net.eval().requires_grad_(False)
-    return Loaded(net, size, mean, std, cfg.get("interpolation", "bicubic"), name, digest.hexdigest()[:16])  # type: ignore[arg-type]
+    return Loaded(net, cfg.image_size, cfg.mean, cfg.std, cfg.interpolation, name, digest.hexdigest()[:16])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from timm.models import save_for_hf
 
+from nolabel.files import temporary_name
 from nolabel.networks.backbones import Backbone
 
 
@@ -14,14 +15,16 @@ def save_weights(net: Backbone, folder: Path, image_size: int, mean: tuple[float
 
     They hold no time and no path, so equal weights give equal bytes.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_name(folder)
     data = {"input_size": (3, image_size, image_size), "mean": mean, "std": std, "crop_pct": 0.875}
-    save_for_hf(net.model, str(temporary), model_args=net.args, data_config=data, safe_serialization=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    umask = os.umask(0)
-    os.umask(umask)
-    for name in ("model.safetensors", "config.json"):
-        os.chmod(temporary / name, 0o666 & ~umask)  # safetensors writes 0600: colleagues could not read it
-        os.replace(temporary / name, folder / name)
-    temporary.rmdir()
+    temporary.mkdir(parents=True)
+    try:
+        save_for_hf(net.model, str(temporary), model_args=net.args, data_config=data, safe_serialization=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        umask = os.umask(0)
+        os.umask(umask)
+        for name in ("model.safetensors", "config.json"):
+            os.chmod(temporary / name, 0o666 & ~umask)  # safetensors writes 0600: colleagues could not read it
+            os.replace(temporary / name, folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,6 +1,5 @@
 """The fine-tuning protocol: the whole network trained on labels, all of them or a share (DeiT's recipe)."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nolabel import console
 from nolabel.console import progress
 from nolabel.data.images import LabelledImages, printable
 from nolabel.errors import DataError, StorageError
@@ -104,11 +104,9 @@ class Trainer(NamedTuple):
     def _train(self, loaded: Loaded, rows: Tensor, lr: float, name: str) -> tuple[Any, Plan]:
         plan = make_plan(self.config, self.paper, len(rows), lr)
         epochs = plan.steps / plan.steps_per_epoch
-        print(
+        console.note(
             f"finetune {loaded.name}, {name}: {len(rows)} images, {epochs:g} epochs of {plan.steps_per_epoch} steps, "
             f"{plan.batch_size} images a step, learning rate {plan.lr:.3g}",
-            file=sys.stderr,
-            flush=True,
         )
         some = pick(self.train, rows.tolist())
         with progress(0, plan.steps) as report:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
+from nolabel import console
 from nolabel.data.images import LabelledImages
 from nolabel.errors import StorageError, UsageError, nearest
 from nolabel.evals.classification.augmented import augmented_batches, train_view
@@ -146,10 +146,9 @@ def _plan(config: LinearConfig, num_images: int) -> Plan:
 
 def _announce(plan: Plan, num_settings: int) -> None:
     epochs = plan.steps / plan.steps_per_epoch
-    print(
+    console.note(
         f"linear: {epochs:g} epochs of {plan.steps_per_epoch} steps, {plan.batch_size} images a step, "
         f"{num_settings} settings side by side",
-        file=sys.stderr,
     )
 
 

@@ -1,7 +1,6 @@
 """The low-shot protocol: logistic regression on the features of a few labelled images (Assran et al. 2022)."""
 
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from nolabel import console
 from nolabel.data.images import LabelledImages
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.classification.logistic import TOLERANCE, center_rows, fit, unit_rows
@@ -166,7 +166,7 @@ def _score_cases(tables: Tables, cases: Sequence[Case], held: Tensor, config: Lo
             fitted = fit(x[rows], labels[rows], num_classes, config.strengths)
             rough = [f.gap for f in fitted if f.gap > TOLERANCE]
             if rough:
-                print(f"{case.name}: solved to {max(rough):.1e} instead of {TOLERANCE:g}", file=sys.stderr)
+                console.note(f"{case.name}: solved to {max(rough):.1e} instead of {TOLERANCE:g}")
             chosen.append([_top1(f.weight, *chooser) for f in fitted])
             tested.append([_top1(f.weight, *test) for f in fitted])
         means = [statistics.fmean(column) for column in zip(*chosen, strict=True)]

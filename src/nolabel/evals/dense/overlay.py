@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from nolabel.errors import StorageError
+from nolabel.files import replacing
 
 WIDTH = 320
 """Pixels of an animation."""
@@ -28,7 +30,8 @@ def write_mask(path: Path, mask: Tensor) -> None:
     image.putpalette(palette().tobytes())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        with replacing(path) as file:
+            image.save(file, "PNG")
     except OSError as error:
         raise StorageError(f"{path} cannot be written ({error.strerror}). Choose another --out.") from error
 
@@ -49,6 +52,8 @@ def write_clip(path: Path, pictures: Iterable[Tensor], masks: Sequence[Tensor], 
     frames = [paint(picture, mask) for picture, mask in zip(pictures, masks, strict=True)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 // rate, loop=0, quality=60)
+        form: dict[str, Any] = {"save_all": True, "duration": 1000 // rate, "loop": 0, "quality": 60}
+        with replacing(path) as file:
+            frames[0].save(file, "WEBP", append_images=frames[1:], **form)
     except OSError as error:
         raise StorageError(f"{path} cannot be written ({error.strerror}). Choose another --out.") from error

@@ -1,6 +1,5 @@
 """The segmentation protocol: mean IoU of frozen patches by k-NN and by a linear layer, and of a fine-tuned FCN."""
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from nolabel import console
 from nolabel.console import progress
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.dense.fcn import Schedule, finetune, segment
@@ -254,7 +254,7 @@ def _count(masked: Masked, split: str) -> int:
 
 
 def _say(line: str) -> None:
-    print(f"segmentation: {line}", file=sys.stderr, flush=True)
+    console.note(f"segmentation: {line}")
 
 
 def _settings(loaded: Loaded, config: SegmentationConfig) -> dict[str, Any]:

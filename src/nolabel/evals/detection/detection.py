@@ -1,7 +1,6 @@
 """The detection protocol: a detector trained from the weights, its average precision (Wang et al. 2021)."""
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from nolabel import console
 from nolabel.console import progress
 from nolabel.errors import DataError, StorageError, UsageError
 from nolabel.evals.detection.average_precision import average_precision, check_library
@@ -87,11 +87,9 @@ def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
 def train_and_test(loaded: Loaded, task: Task, config: DetectionConfig, folder: Path | None = None) -> dict[str, Any]:
     """Train from `loaded`, and test; with `folder` a picture of the boxes found is written there."""
     schedule, sizes = task.schedule, task.sizes
-    print(
+    console.note(
         f"detection {loaded.name}: {task.kind}, {len(task.train)} images, {schedule.steps} steps of "
         f"{schedule.batch_size}, learning rate {schedule.lr:g}, shorter side {min(sizes.train)} to {sizes.test} px",
-        file=sys.stderr,
-        flush=True,
     )
     with progress(0, schedule.steps) as report:
         model = train_detector(loaded, task, config, report)
@@ -173,7 +171,7 @@ def _write_split(folder: Path, boxed: Boxed, config: DetectionConfig) -> None:
         write_text(folder / name, text)
     except OSError as error:
         raise StorageError(f"{folder / name} cannot be written ({error.strerror}). Choose another --out.") from error
-    print(f"detection: {len(rows)} images of train, listed in {folder / name}", file=sys.stderr)
+    console.note(f"detection: {len(rows)} images of train, listed in {folder / name}")
 
 
 def _describe(task: Task, config: DetectionConfig) -> dict[str, Any]:

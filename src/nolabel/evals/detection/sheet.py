@@ -11,6 +11,7 @@ from torchvision.utils import draw_bounding_boxes, save_image
 from nolabel.errors import StorageError
 from nolabel.evals.detection.average_precision import Found
 from nolabel.evals.detection.boxes import Annotated, Boxed, read_annotated
+from nolabel.files import replacing
 
 SIZE = 320
 """Longer side of each image in pixels."""
@@ -41,7 +42,8 @@ def write_sheet(path: Path, boxed: Boxed, examples: Sequence[Annotated], found: 
         rows.append(torch.cat([there, seen], 2))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_image(torch.cat(rows, 1).float() / 255, path)
+        with replacing(path) as file:
+            save_image(torch.cat(rows, 1).float() / 255, file, "PNG")
     except OSError as error:
         raise StorageError(f"{path} cannot be written ({error.strerror}). Choose another --out.") from error
 

@@ -27,6 +27,7 @@ from nolabel.evals.retrieval.ranking import mean_ap_of_first
 from nolabel.evals.retrieval.whitening import learn_whitening, whiten
 from nolabel.evals.shared.features import squash
 from nolabel.evals.shared.results import data_name
+from nolabel.files import replacing
 from nolabel.weights.load import Loaded
 
 TOP = 20
@@ -247,9 +248,8 @@ def _write_sheet(originals: Images, config: CopiesConfig, folder: Path) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_image(
-            make_grid(rows.images.flatten(0, 1), nrow=rows.images.shape[1]).float() / 255, folder / "attacks.png"
-        )
+        with replacing(folder / "attacks.png") as file:
+            save_image(make_grid(rows.images.flatten(0, 1), nrow=rows.images.shape[1]).float() / 255, file, "PNG")
     except OSError as error:
         raise StorageError(f"{folder} cannot be written ({error.strerror}). Choose another --out.") from error
 

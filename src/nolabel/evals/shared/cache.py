@@ -7,7 +7,6 @@ with their times of change, the preprocessing, precision, device, batch size and
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from nolabel.console import duration
+from nolabel.console import duration, note
 from nolabel.data import archives
 from nolabel.data.images import Images, LabelledImages
 from nolabel.data.names import name_bytes
@@ -110,7 +109,7 @@ def with_progress(batches: Iterable[Pixels], total: int, interval: float = 10.0)
         if now - last > interval:
             last = now
             left = duration((now - start) / num_seen * (total - num_seen))
-            print(f"features of {num_seen}/{total} images | {left} left", file=sys.stderr, flush=True)
+            note(f"features of {num_seen}/{total} images | {left} left")
 
 
 def _paths(
@@ -175,7 +174,7 @@ def _save(entries: dict[Path, dict[str, torch.Tensor]]) -> None:
             _make_room(path.parent, size)
             write_tensors(path, tensors)
         except OSError as error:
-            print(f"features are not kept in {path.parent}: {error.strerror}", file=sys.stderr)
+            note(f"features are not kept in {path.parent}: {error.strerror}")
             return
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from nolabel.errors import StorageError, UsageError
-from nolabel.files import write_json
+from nolabel.files import replacing, write_json
 
 
 def result_path(run: Path, protocol: str, data: str | Path) -> Path:
@@ -67,13 +67,9 @@ def write_result(path: Path, result: Mapping[str, Any], times: Mapping[str, Any]
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file in one step, readable to whom the folder is. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        data = save(dict(tensors), None if facts is None else dict(facts))
-        temporary.write_bytes(data if facts is None else _in_order(data))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    data = save(dict(tensors), None if facts is None else dict(facts))
+    with replacing(path) as file:
+        file.write(data if facts is None else _in_order(data))
 
 
 def _in_order(data: bytes) -> bytes:

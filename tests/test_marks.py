@@ -333,15 +333,6 @@ def test_pictures_replace_pictures_alone(
     assert not (mine / marks.PICTURES).exists(), "a folder of the user's is not marked"
 
 
-def test_a_temporary_name_that_is_taken_is_left_alone(tmp_path: Path, pictures: Path) -> None:
-    theirs = tmp_path / f".shards.{os.getpid()}.tmp"
-    theirs.mkdir()
-    (theirs / "thesis").touch()
-    with pytest.raises(StorageError, match="cannot be written"):
-        pack(pictures, tmp_path / "shards", Packing())
-    assert (theirs / "thesis").exists()
-
-
 # ---- a run below its own DATA
 
 

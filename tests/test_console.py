@@ -14,7 +14,7 @@ import pytest
 import nolabel
 from nolabel import console
 from nolabel.cli import main
-from nolabel.console import progress
+from nolabel.progress import progress
 
 SOURCE = Path(__file__).parents[1] / "src" / "nolabel"
 FULL = Path("/dev/full")

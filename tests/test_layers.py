@@ -8,10 +8,10 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "nolabel"
 LAYERS = (
-    ("errors", "version", "randomness", "catalog", "settings", "health"),
+    ("errors", "version", "console", "randomness", "catalog", "settings", "health"),
     ("files", "recipes", "distributed", "views"),
     ("marks",),
-    ("console", "data", "losses", "networks", "optim"),
+    ("progress", "data", "losses", "networks", "optim"),
     ("methods", "weights", "plots"),
     ("config", "runs", "evals"),
     ("report",),

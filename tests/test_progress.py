@@ -2,7 +2,7 @@
 
 import pytest
 
-from nolabel.console import progress, summary
+from nolabel.progress import progress, summary
 
 
 def test_a_look_without_labels_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

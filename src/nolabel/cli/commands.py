@@ -6,6 +6,7 @@ from nolabel.cli.check import run_check
 from nolabel.cli.demo import run_demo
 from nolabel.cli.embed import embed
 from nolabel.cli.evaluate import run_evaluate
+from nolabel.cli.export import run_export
 from nolabel.cli.pack import run as pack
 from nolabel.cli.report import run_report
 from nolabel.cli.resume import run_resume
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "resume": run_resume,
     "eval": run_evaluate,
     "embed": embed,
+    "export": run_export,
     "pack": pack,
     "show": show,
     "check": run_check,

@@ -14,12 +14,12 @@ from nolabel.api import evaluate
 from nolabel.cli.arguments import parse
 from nolabel.config import TrainConfig, update
 from nolabel.config.load import load_recipe
-from nolabel.console import duration
 from nolabel.data.demo import world
 from nolabel.errors import UsageError
 from nolabel.evals.protocol import format_result
 from nolabel.evals.protocols import PROTOCOLS
 from nolabel.plots import attention_sheet, pca_sheet, prepare
+from nolabel.progress import duration
 from nolabel.recipes.demo import NETWORK, SETTINGS, SIZE
 from nolabel.runs.folder import Run, check_new
 from nolabel.training.dry_run import estimate

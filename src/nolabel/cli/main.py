@@ -17,6 +17,7 @@ HELP = f"""nolabel {__version__}: self-supervised visual pre-training on a folde
   nolabel eval PROTOCOL WEIGHTS DATA        measure features: nolabel list protocols
   nolabel show attention|pca|matches WEIGHTS IMAGE... --out DIR     look inside
   nolabel embed WEIGHTS DATA --out F        features as .npz or .parquet
+  nolabel export WEIGHTS --to timm --out F  weights in the format of another tool
   nolabel pack DATA --out SHARDS            the images in a few large files, for fast reading
   nolabel check DATA                        what is in the data, and what training will skip
   nolabel report RUN                        write RUN/report.html again
@@ -28,7 +29,7 @@ class folders. WEIGHTS: a run, a folder in timm's layout, a .safetensors file wi
 Results go to stdout, progress to stderr. nolabel uses no network and sends nothing anywhere."""
 
 
-COMMANDS = ("train", "resume", "eval", "embed", "pack", "show", "check", "report", "list", "demo")
+COMMANDS = ("train", "resume", "eval", "embed", "export", "pack", "show", "check", "report", "list", "demo")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 
 from nolabel.config import TrainConfig, find_device, known, resolve
-from nolabel.console import duration
 from nolabel.data.images import scan
+from nolabel.progress import duration
 from nolabel.runs.checkpoint import MIN_KEPT
 from nolabel.training.job import build
 from nolabel.training.step import on_device, training_step

@@ -13,8 +13,8 @@ import torch
 from nolabel import distributed
 from nolabel.config import differences
 from nolabel.config.load import load_recipe
-from nolabel.console import say
 from nolabel.errors import NolabelError, StorageError
+from nolabel.progress import say
 from nolabel.report import report
 from nolabel.runs import folder
 from nolabel.training.interrupts import Stopped

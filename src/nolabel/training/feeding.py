@@ -6,11 +6,11 @@ from typing import Any
 
 from nolabel import console, distributed
 from nolabel.config import TrainConfig, known, processors
-from nolabel.console import say
 from nolabel.data.images import BadFile, too_many_bad
 from nolabel.data.loader import Batch
 from nolabel.errors import DataError
 from nolabel.files import append_jsonl
+from nolabel.progress import say
 from nolabel.training.events import optional_write, record_event
 from nolabel.training.job import Job
 

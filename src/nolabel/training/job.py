@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from nolabel import distributed
 from nolabel.config import TrainConfig, check, known, plain
 from nolabel.config.load import method_name
-from nolabel.console import say
 from nolabel.data.images import BadFile, Images, LabelledImages, fingerprint, scan_labelled
 from nolabel.data.loader import Batch, Stream, batches, waiting_bytes
 from nolabel.data.workers import fits_shared_memory
@@ -22,6 +21,7 @@ from nolabel.networks.arguments import parse_args
 from nolabel.networks.backbones import Backbone, backbone
 from nolabel.optim.optimizers import optimizer
 from nolabel.optim.schedules import Clock
+from nolabel.progress import say
 from nolabel.training.memory import keep_freed_memory
 from nolabel.training.view_placement import place
 from nolabel.views import applier

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from nolabel import distributed
 from nolabel.config import known
-from nolabel.console import progress
 from nolabel.data.loader import Batch
+from nolabel.progress import progress
 from nolabel.training import feeding, metrics_log, monitor, recovery, state
 from nolabel.training.heartbeat import watch_processes
 from nolabel.training.interrupts import Stopped

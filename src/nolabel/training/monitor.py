@@ -11,7 +11,6 @@ from torchvision.transforms.v2 import functional as F
 
 from nolabel import files
 from nolabel.config import known
-from nolabel.console import say
 from nolabel.data.decode import BadImage, decode
 from nolabel.data.images import Images, read
 from nolabel.data.order import images_at
@@ -24,6 +23,7 @@ from nolabel.health.facts import RunFacts, collect_facts
 from nolabel.health.features import FeatureSignals, feature_signals
 from nolabel.networks.backbones import Backbone
 from nolabel.plots.attention import snapshot
+from nolabel.progress import say
 from nolabel.report import report
 from nolabel.runs import folder
 from nolabel.training.events import optional_write, record_event

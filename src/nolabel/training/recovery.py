@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from nolabel import distributed
-from nolabel.console import say
+from nolabel.progress import say
 from nolabel.runs import folder
 from nolabel.training import state
 from nolabel.training.events import record_event

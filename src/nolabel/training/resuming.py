@@ -7,8 +7,8 @@ from typing import Any
 from nolabel import distributed
 from nolabel.config import TrainConfig, check_changes, local_paths
 from nolabel.config.load import OLD_DEFAULTS, from_mapping
-from nolabel.console import say
 from nolabel.errors import DataError, StorageError
+from nolabel.progress import say
 from nolabel.runs.checkpoint import has_traces, newest_state
 from nolabel.runs.folder import Run
 

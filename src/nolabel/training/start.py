@@ -18,9 +18,9 @@ from nolabel.config import (
     update,
 )
 from nolabel.config.load import config_yaml, load_run
-from nolabel.console import say
 from nolabel.data.images import scan
 from nolabel.files import check_no_links
+from nolabel.progress import say
 from nolabel.runs import folder
 from nolabel.training import resuming
 from nolabel.training import state as state_module

@@ -9,10 +9,10 @@ import torch
 from safetensors import SafetensorError
 
 from nolabel import distributed, files
-from nolabel.console import say
 from nolabel.data.images import BadFile
 from nolabel.errors import DataError, StorageError
 from nolabel.files import remove
+from nolabel.progress import say
 from nolabel.runs.checkpoint import (
     Checkpoint,
     has_good,

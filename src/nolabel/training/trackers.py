@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nolabel import distributed
-from nolabel.console import say
 from nolabel.errors import UsageError
+from nolabel.progress import say
 
 POLL = 2.0
 """Seconds between two looks at the file."""

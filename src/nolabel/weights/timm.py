@@ -1,13 +1,18 @@
-"""Weights in timm's folder layout."""
+"""Weights in timm's folder layout: `timm.create_model("local-dir:FOLDER", pretrained=True)` opens it."""
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import timm
 from timm.models import save_for_hf
+from torch import Tensor
 
 from nolabel.files import temporary_name
 from nolabel.networks.backbones import Backbone
+from nolabel.weights.format import Format
+from nolabel.weights.load import Loaded
 
 
 def save_weights(net: Backbone, folder: Path, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -28,3 +33,15 @@ def save_weights(net: Backbone, folder: Path, image_size: int, mean: tuple[float
             os.replace(temporary / name, folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save(loaded: Loaded, folder: Path) -> None:
+    save_weights(loaded.backbone, folder, loaded.image_size, loaded.mean, loaded.std)
+
+
+def _open(folder: Path) -> Callable[[Tensor], Tensor]:
+    model: Callable[[Tensor], Tensor] = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+    return model
+
+
+FORMAT = Format("a folder of model.safetensors and config.json", _save, _open)

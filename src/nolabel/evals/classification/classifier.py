@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from nolabel.console import Report
 from nolabel.data.images import LabelledImages
 from nolabel.errors import NumericError
 from nolabel.evals.classification.batches import batch_keys
@@ -25,6 +24,7 @@ from nolabel.evals.shared.features import decoded, evaluation_crop
 from nolabel.networks.backbones import Backbone, backbone
 from nolabel.networks.precision import autocast
 from nolabel.optim.schedules import Clock, multi_step, warmup_cosine
+from nolabel.progress import Report
 from nolabel.views import normalize
 from nolabel.weights.load import Loaded
 

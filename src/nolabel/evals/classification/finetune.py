@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from nolabel import console
-from nolabel.console import progress
 from nolabel.data.images import LabelledImages, printable
 from nolabel.errors import DataError, StorageError
 from nolabel.evals.classification.classifier import Plan, accuracy, train_classifier
@@ -24,6 +23,7 @@ from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol
 from nolabel.evals.shared.features import FeatureTable, decoded
 from nolabel.evals.shared.tables import check_splits, describe_data, make_tables, pick, roles_with_test, tenth, usable
 from nolabel.files import write_json
+from nolabel.progress import progress
 from nolabel.weights.load import Loaded
 from nolabel.weights.timm import save_weights
 

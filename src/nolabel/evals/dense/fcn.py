@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as VF
 
-from nolabel.console import Report
 from nolabel.errors import DataError, NumericError
 from nolabel.evals.dense.iou import VOID
 from nolabel.evals.dense.layouts import Masked, read_pair
 from nolabel.evals.protocol import EvalConfig
 from nolabel.networks.backbones import Backbone
 from nolabel.networks.precision import autocast
+from nolabel.progress import Report
 from nolabel.views import normalize
 from nolabel.weights.load import Loaded
 

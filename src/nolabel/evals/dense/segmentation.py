@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from nolabel import console
-from nolabel.console import progress
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.dense.fcn import Schedule, finetune, segment
 from nolabel.evals.dense.iou import confusion_matrix, mean_iou, rounded
@@ -31,6 +30,7 @@ from nolabel.evals.dense.patches import (
 )
 from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol, check_at_least, time_record, untrained
 from nolabel.evals.shared.trees import tree_fingerprint
+from nolabel.progress import progress
 from nolabel.views import normalize
 from nolabel.weights.load import Loaded
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 
 from nolabel import console
-from nolabel.console import progress
 from nolabel.errors import DataError, StorageError, UsageError
 from nolabel.evals.detection.average_precision import average_precision, check_library
 from nolabel.evals.detection.box_layouts import draw_share, find_boxes, scan_boxed, split_file
@@ -20,6 +19,7 @@ from nolabel.evals.detection.training import Schedule, Task, detect, train_detec
 from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol, check_at_least
 from nolabel.evals.shared.trees import tree_fingerprint
 from nolabel.files import write_text
+from nolabel.progress import progress
 from nolabel.weights.load import Loaded
 
 PAPER: dict[str, tuple[Schedule, Sizes]] = {

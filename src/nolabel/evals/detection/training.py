@@ -9,7 +9,6 @@ from numpy.random import Generator, Philox
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from nolabel.console import Report
 from nolabel.data.images import printable
 from nolabel.errors import DataError, NumericError
 from nolabel.evals.detection.average_precision import Found, decode_outline, encode_mask
@@ -18,6 +17,7 @@ from nolabel.evals.detection.networks import Kind, Sizes, detector
 from nolabel.evals.protocol import EvalConfig
 from nolabel.networks.precision import autocast
 from nolabel.optim.schedules import multi_step
+from nolabel.progress import Report
 from nolabel.weights.load import Loaded
 
 PRECISE_BATCHES = 200

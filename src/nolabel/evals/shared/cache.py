@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from nolabel.console import duration, note
+from nolabel.console import note
 from nolabel.data import archives
 from nolabel.data.images import Images, LabelledImages
 from nolabel.data.names import name_bytes
@@ -27,6 +27,7 @@ from nolabel.evals.protocol import EvalConfig
 from nolabel.evals.shared.features import FeatureTable, PieceTable, Pixels, decoded, embed_pieces, evaluation_crop
 from nolabel.evals.shared.pieces import POOLED, Piece
 from nolabel.evals.shared.results import write_tensors
+from nolabel.progress import duration
 from nolabel.version import __version__
 from nolabel.weights.load import Loaded
 

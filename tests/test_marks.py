@@ -89,6 +89,7 @@ STRANGE: dict[str, Callable[[Path], object]] = {
     "capture": lambda p: p.symlink_to("/nowhere"),
     "report.html/": lambda p: p.unlink() or p.mkdir(),  # type: ignore[func-returns-value]
     "metrics.jsonl": lambda p: p.unlink() or os.mkfifo(p),  # type: ignore[func-returns-value]
+    "bad_files.jsonl": lambda p: p.unlink() or p.symlink_to(__file__),  # type: ignore[func-returns-value]
     "config.yaml~": lambda p: p.write_text("mine"),
 }
 

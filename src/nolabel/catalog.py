@@ -1,4 +1,4 @@
-"""Tables that `nolabel list` prints. Only data, without torch."""
+"""Tables that `nolabel list` and help texts print. Only data, without torch."""
 
 BACKBONES: dict[str, str] = {
     "vit_tiny_patch16_224": "ViT-Ti/16, 5.5 M parameters",
@@ -26,3 +26,18 @@ PROTOCOLS: dict[str, str] = {
     "detection": "AP of Faster R-CNN (C4) or Mask R-CNN (FPN) trained from a ResNet (VOC, COCO)",
     "all": "every protocol that the data allows, in one table",
 }
+
+
+SOURCES: dict[str, str] = {
+    "folder": "a folder of images",
+    "zip": "a zip of one",
+    "shards": "shards",
+    "list": "a text file of paths",
+}
+"""Words for each key of `nolabel.data.sources.SOURCES`, in help texts and errors."""
+
+
+def describe_sources() -> str:
+    """All that DATA can be: `a folder of images, a zip of one, ..., or a text file of paths`."""
+    *first, last = SOURCES.values()
+    return f"{', '.join(first)}, or {last}"

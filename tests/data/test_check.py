@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from hostile import BAD, GOOD, NAMES, PICTURE, WHOLE, save
 
+from nolabel.data.bad_files import BadImage
 from nolabel.data.check import CheckReport, Spread, as_dict, check, format_check
 from nolabel.data.decode import decode
-from nolabel.data.images import BadImage, read, scan
+from nolabel.data.images import read, scan
 from nolabel.errors import DataError
 
 

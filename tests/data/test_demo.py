@@ -94,23 +94,11 @@ def test_clips_move_and_begin_with_the_picture() -> None:
     assert overlap[1] > 0.7 and overlap[-1] < overlap[1]
 
 
-@pytest.mark.parametrize("kind", world_module.KINDS)
-def test_distorted_copies(kind: str) -> None:
-    image, _ = world_module.render(2, 2, 64)
-    copy = world_module.distort(image, kind, 0)
-    assert copy.shape == image.shape and copy.dtype == np.uint8
-    assert not np.array_equal(copy, image)
-    assert np.array_equal(copy, world_module.distort(image, kind, 0))
-    assert not np.array_equal(copy, world_module.distort(image, kind, 1))
-
-
 def test_wrong_arguments() -> None:
     with pytest.raises(UsageError, match="below 10"):
         world_module.render(10, 0)
     for class_id in (-1, 10):
         with pytest.raises(UsageError, match="below 10"):
             world_module.clip(class_id, 0, 2, 32)
-    with pytest.raises(UsageError, match="Did you mean: blur"):
-        world_module.distort(world_module.render(0, 0)[0], "blurr", 0)
     with pytest.raises(UsageError, match="at least one frame"):
         world_module.clip(0, 0, 0, 32)

@@ -17,8 +17,11 @@ from pathlib import Path
 import pytest
 from hostile import NAMES, WHOLE, plant_tree
 
-from nolabel.data import archives, sources
-from nolabel.data.images import BadImage, Images, fingerprint, printable, read, scan, scan_labelled, too_many_bad
+from nolabel.data.bad_files import BadImage
+from nolabel.data.images import Images, fingerprint, read, scan, scan_labelled, too_many_bad
+from nolabel.data.names import printable
+from nolabel.data.sources import folder as plain_folder
+from nolabel.data.sources import members
 from nolabel.errors import DataError
 
 JPG = WHOLE["jpg"]
@@ -253,7 +256,7 @@ def test_members_of_a_hostile_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     raw = bytearray((tmp_path / "d.zip").read_bytes())
     raw[raw.rindex(b"PK\x01\x02", 0, raw.rindex(b"secret.jpg")) + 8] |= 1  # as if it were encrypted
     (tmp_path / "d.zip").write_bytes(raw)
-    monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 10**5)
+    monkeypatch.setattr(members, "MAX_MEMBER_BYTES", 10**5)
     images = scan(tmp_path / "d.zip")
     assert images.names == ("good.jpg",)
     assert read(images, 0) == JPG
@@ -284,7 +287,7 @@ def test_what_changes_after_the_scan(tmp_path: Path, monkeypatch: pytest.MonkeyP
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "shut.jpg").unlink()
     (tmp_path / "shut.jpg").mkdir()
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 5)
+    monkeypatch.setattr(plain_folder, "MAX_FILE_BYTES", 5)
     found = []
     for index in range(4):
         with pytest.raises(BadImage) as caught:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nolabel.data import archives, sources
 from nolabel.data.images import fingerprint, read, scan, scan_labelled
 from nolabel.data.names import Names, compact, folder_of, merge, name_bytes
+from nolabel.data.sources import folder, zip_file
 
 PARTS = ("a", "a.jpg", "a0", "b", "B", "é", "caf\udce9", "a-b", "zz", "\u202e")
 
@@ -50,7 +50,7 @@ def test_names_read_like_a_tuple() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_folders_are_merged_in_the_order_of_the_bytes(seed: int) -> None:
     names = some_names(seed)
-    found = [folder_of(folder, files) for folder, files in by_folder(names).items()]
+    found = [folder_of(where, files) for where, files in by_folder(names).items()]
     random.Random(seed).shuffle(found)
     assert merge(found) == tuple(names)
     assert merge([*found, folder_of("empty", [])]) == tuple(names)
@@ -81,7 +81,7 @@ def test_what_a_scan_keeps_is_below_64_bytes_a_file(tmp_path: Path, packed: bool
     images = scan(tmp_path / ("d.zip" if packed else "d"))
     size = len(pickle.dumps(images, protocol=5))
     if packed:
-        table = archives.members(images.root)
+        table = zip_file._open(images.root).members
         assert isinstance(images.names, Names) and images.names.files.text is table.names.files.text
         size += table.rows.nbytes + len(pickle.dumps(table.names)) - len(table.names.files.text)
     assert size < 500 * (9 + 64)
@@ -153,7 +153,7 @@ def test_members_are_found_by_name_in_a_zip_with_text_before_it(tmp_path: Path) 
     assert len(images.names) == 50 and len(fingerprint(images)) == 16
     for i, name in enumerate(images.names):
         assert read(images, i) == (name[2:-4] * 100).encode()
-    assert archives.read_member(str(data), "d/list.txt") == b"text"
+    assert zip_file.read(str(data), "d/list.txt") == b"text"
     with pytest.raises(KeyError):
-        archives.read_member(str(data), "d/none.txt")
-    assert sources.read_file(str(data))[:2] == b"#!"
+        zip_file.read(str(data), "d/none.txt")
+    assert folder.read(str(tmp_path), "d.zip")[:2] == b"#!"

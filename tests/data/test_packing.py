@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 
 from nolabel.data import packing as module
+from nolabel.data.bad_files import BadImage
 from nolabel.data.check import check
 from nolabel.data.decode import decode
-from nolabel.data.images import BadImage, fingerprint, read, scan, scan_labelled
+from nolabel.data.images import fingerprint, read, scan, scan_labelled
 from nolabel.data.loader import Stream, batches
 from nolabel.data.packing import Packing, pack
-from nolabel.data.shards import ABOUT, INDEX
+from nolabel.data.sources.shards import ABOUT, INDEX
 from nolabel.errors import DataError, StorageError, UsageError
 from nolabel.views import View
 

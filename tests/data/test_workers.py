@@ -21,7 +21,7 @@ import nolabel
 from nolabel import config
 from nolabel.config import load
 from nolabel.data import loader, workers
-from nolabel.data.decode import BadImage
+from nolabel.data.bad_files import BadImage
 from nolabel.data.images import scan
 from nolabel.data.loader import Batch, Stream, batches
 from nolabel.data.workers import DeadWorker

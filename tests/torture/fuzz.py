@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 
 from nolabel.config import read_yaml, resolve
 from nolabel.config.load import config_yaml, from_mapping, load_recipe
+from nolabel.data.bad_files import BadImage
 from nolabel.data.decode import decode
-from nolabel.data.images import BadImage, read, scan
+from nolabel.data.images import read, scan
 from nolabel.errors import NolabelError
 from nolabel.files import append_jsonl, cut_jsonl, write_json
 from nolabel.health.diagnosis import diagnose

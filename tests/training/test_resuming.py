@@ -175,6 +175,12 @@ def test_a_save_deletes_nothing_because_it_cannot_be_read(tmp_path: Path, monkey
 # ---- no checkpoint is left
 
 
+def forget(run: Path) -> None:
+    """As where the disk was too full for the event of a checkpoint."""
+    events = [e for e in nolabel.Run(run).events() if e["event"] != "checkpoint"]
+    (run / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+
+
 def lose(how: str, run: Path) -> None:
     folder = run / "checkpoints"
     if how == "moved":
@@ -188,8 +194,11 @@ def lose(how: str, run: Path) -> None:
     elif how == "set aside":
         for path in list(folder.iterdir()):
             path.rename(path.with_name(path.name + ".corrupt"))
-        (run / "events.jsonl").unlink()
+        forget(run)
         shutil.rmtree(run / "weights")
+    elif how == "and the events do not say that there were some":
+        shutil.rmtree(folder)
+        forget(run)
     elif how == "and no events":
         shutil.rmtree(folder)
         (run / "events.jsonl").unlink()
@@ -201,7 +210,7 @@ def lose(how: str, run: Path) -> None:
 
 LOST = (
     "moved", "not mounted", "link to a disk that is away", "set aside", "and no events",
-    "and neither events nor weights",
+    "and neither events nor weights", "and the events do not say that there were some",
 )  # fmt: skip
 
 
@@ -240,8 +249,7 @@ def test_what_was_killed_before_its_first_checkpoint_begins_again(
     """Its events say that there was none; its metrics are of steps that come again. Other files stay."""
     shutil.rmtree(run / "checkpoints")
     shutil.rmtree(run / "weights")
-    events = [e for e in nolabel.Run(run).events() if e["event"] != "checkpoint"]
-    (run / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    forget(run)
     (run / "notes.jsonl").write_text("mine")
     before = nolabel.Run(run).metrics()
     assert nolabel.resume(run).status()["state"] == "done"
@@ -294,6 +302,7 @@ def test_an_edited_config_that_is_allowed_is_recorded_and_asked_once(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Until the next checkpoint events.jsonl remembers it; then the checkpoint does."""
+    first = nolabel.Run(run).config()["optim"]["lr"]
     edit(run, optim__lr=0.9, workers=1, keep_checkpoints=9)
     refused(run, UsageError, r"optim\.lr: .* -> 0\.9")
     step = loop.training_step
@@ -310,9 +319,9 @@ def test_an_edited_config_that_is_allowed_is_recorded_and_asked_once(
     assert nolabel.resume(run).status()["state"] == "done"
     newest = json.loads((run / "checkpoints" / "step-00000008" / "state.json").read_text())
     assert newest["settings"]["optim"]["lr"] == 0.9
-    nolabel.resume(run, {"steps": 9})
-    edit(run, optim__lr=0.5)
-    refused(run, UsageError, r"optim\.lr: 0\.9 -> ", changed={"steps": 10})
+    nolabel.resume(run, {"steps": 9, "optim": {"lr": first}}, allow_change=True)
+    edit(run, optim__lr=0.9)
+    refused(run, UsageError, r"optim\.lr: .* -> 0\.9", changed={"steps": 10})
 
 
 def test_an_option_that_puts_an_edit_right_is_no_change(run: Path) -> None:
@@ -342,3 +351,14 @@ def test_a_damaged_checkpoint_is_not_asked_for_its_settings(run: Path) -> None:
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 7'))
     assert nolabel.resume(run).status()["state"] == "done"
     assert starts(run) == [0, 4]
+
+
+def test_what_the_number_of_processes_changes_is_no_edit(run: Path) -> None:
+    """A micro-batch that was the share of each of two processes is all of the batch in one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.resuming, "processes_before", lambda _: 1)
+        edit(run, micro_batch=4)
+        nolabel.resume(run, allow_change=True)
+        patch.setattr(loop.resuming, "processes_before", lambda _: 2)
+        nolabel.resume(run, {"steps": 9})
+    assert nolabel.resume(run, {"steps": 10}).status()["step"] == 10

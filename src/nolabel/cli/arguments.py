@@ -6,12 +6,20 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
+from nolabel.catalog import describe_sources
 from nolabel.errors import UsageError
 
 Weights = Annotated[str, Positional, tyro.conf.arg(metavar="WEIGHTS")]
 
 
 Data = Annotated[str, Positional, tyro.conf.arg(metavar="DATA")]
+
+
+_ANY_IMAGES = describe_sources()
+AnyImages = Annotated[
+    str, Positional, tyro.conf.arg(metavar="DATA", help=f"{_ANY_IMAGES[0].upper()}{_ANY_IMAGES[1:]}.")
+]
+"""DATA without classes; its help lists the sources."""
 
 
 def parse(kind: Any, args: Sequence[str], program: str, default: Any = None, help: str | None = None) -> Any:

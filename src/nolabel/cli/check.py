@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 
 from nolabel import console
-from nolabel.cli.arguments import Data, parse
+from nolabel.cli.arguments import AnyImages, parse
 from nolabel.data.check import as_dict, check, format_check
 
 
@@ -12,8 +12,7 @@ from nolabel.data.check import as_dict, check, format_check
 class CheckOptions:
     """What is in the data, and what training will skip and why. Decodes every image."""
 
-    data: Data
-    """A folder, a zip, shards, or a text file of paths."""
+    data: AnyImages
     json: bool = False
     """Print everything as JSON."""
 

@@ -9,6 +9,7 @@ import tyro
 from tyro.conf import Positional
 
 from nolabel import console
+from nolabel.cli.arguments import AnyImages
 from nolabel.config import find_device
 from nolabel.errors import UsageError
 from nolabel.evals.embed import check_format, embed_images, is_embedding
@@ -24,8 +25,7 @@ class EmbedOptions:
 
     weights: Annotated[str, Positional, tyro.conf.arg(metavar="WEIGHTS")]
     """A run, a folder in timm's layout, a .safetensors file, random:BACKBONE, or a cached timm name."""
-    data: Annotated[str, Positional, tyro.conf.arg(metavar="DATA")]
-    """A folder, a zip of one, or a text file of paths."""
+    data: AnyImages
     out: Path
     """FILE.npz or FILE.parquet."""
     labelled: bool = False

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from nolabel import console
-from nolabel.catalog import BACKBONES, PROTOCOLS
+from nolabel.catalog import BACKBONES, PROTOCOLS, describe_sources
 from nolabel.errors import NolabelError, StorageError, UsageError, nearest
 from nolabel.recipes import RECIPES, find
 from nolabel.version import __version__
@@ -24,8 +24,9 @@ HELP = f"""nolabel {__version__}: self-supervised visual pre-training on a folde
   nolabel list recipes|backbones|protocols
   nolabel demo [--out RUN]                  the whole tour on pictures made on the spot, minutes on a laptop CPU
 
-DATA: a folder, a zip of one, shards, or a text file of paths; labelled: train/ and val/ (or test/) of class folders, or
-class folders. WEIGHTS: a run, a folder in timm's layout, a .safetensors file with --backbone NAME, or random:BACKBONE.
+DATA: {describe_sources()}.
+Labelled DATA: train/ and val/ (or test/) of class folders, or class folders.
+WEIGHTS: a run, a folder in timm's layout, a .safetensors file with --backbone NAME, or random:BACKBONE.
 Results go to stdout, progress to stderr. nolabel uses no network and sends nothing anywhere."""
 
 

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
-from tyro.conf import Positional
 
 from nolabel import console
-from nolabel.data.images import printable
+from nolabel.cli.arguments import AnyImages
+from nolabel.data.names import printable
 from nolabel.data.packing import Packing, pack
 
 
@@ -16,8 +15,7 @@ from nolabel.data.packing import Packing, pack
 class PackOptions:
     """The images of DATA in a few tar files with an index. docs/reference/data-formats.md says what it is good for."""
 
-    data: Annotated[str, Positional, tyro.conf.arg(metavar="DATA")]
-    """A folder, a zip of one, shards, or a text file of paths."""
+    data: AnyImages
     out: Path
     """New folder for the shards."""
     short_side: int | None = None

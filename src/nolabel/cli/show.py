@@ -11,8 +11,11 @@ from tyro.conf import Positional
 
 from nolabel import console
 from nolabel.config import find_device
+from nolabel.data.bad_files import BadImage
 from nolabel.data.decode import decode
-from nolabel.data.images import SUFFIXES, BadImage, printable, read, scan
+from nolabel.data.images import read, scan
+from nolabel.data.names import printable
+from nolabel.data.selection import SUFFIXES
 from nolabel.errors import DataError, UsageError
 from nolabel.files import replacing
 from nolabel.marks import made_by_nolabel, make_picture_folder

@@ -28,7 +28,7 @@ class TrainConfig(Generic[M]):
     """Name of the recipe that the defaults come from."""
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA"), Mark("data", "safe", everyday=True)] = ""
-    """Folder, zip or text file of paths with the images."""
+    """Images to train on, in one of the forms that `nolabel --help` lists."""
     out: Annotated[str, Mark("data", "safe", everyday=True)] = ""
     """Run folder to create."""
     labels: Annotated[str | None, Mark("data", "safe", everyday=True)] = None

@@ -10,8 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from nolabel.data.bad_files import BadFile, BadImage
 from nolabel.data.decode import MAX_PIXELS, Facts, examine
-from nolabel.data.images import BadFile, BadImage, Images, fingerprint, printable, read, scan, too_many_bad
+from nolabel.data.images import Images, fingerprint, read, scan, too_many_bad
+from nolabel.data.names import printable
 
 CHUNK = 1024  # images between two reports of progress
 

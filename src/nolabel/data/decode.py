@@ -19,10 +19,9 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 from PIL.Image import Transpose
 from torch import Tensor
 
-from nolabel.data.images import BadImage, printable
+from nolabel.data.bad_files import BadImage
 from nolabel.data.integrity import check_strips, identify
-
-__all__ = ["MAX_PIXELS", "WHITE", "BadImage", "Facts", "Opened", "decode", "examine", "load", "open_image", "to_rgb"]
+from nolabel.data.names import printable
 
 assert TiffImagePlugin and WebPImagePlugin  # importing them registers their openers
 

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from PIL.ImageFile import ImageFile
 
-from nolabel.data.sources import BadImage
+from nolabel.data.bad_files import BadImage
 
 _FORMATS = (  # first bytes -> the opener of Pillow that may read it; no other is ever called
     (rb"\xff\xd8\xff", "JPEG"),

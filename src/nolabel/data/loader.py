@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nolabel import distributed
-from nolabel.data.decode import BadImage, load, open_image
-from nolabel.data.images import BadFile, Images, printable, read, too_many_bad
+from nolabel.data.bad_files import BadFile, BadImage
+from nolabel.data.decode import load, open_image
+from nolabel.data.images import Images, read, too_many_bad
+from nolabel.data.names import printable
 from nolabel.data.order import images_at
 from nolabel.data.workers import MAX_RESTARTS, PREFETCH, DeadWorker, restarted, survives
 from nolabel.errors import DataError

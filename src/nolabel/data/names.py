@@ -19,6 +19,11 @@ def name_bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
+def printable(name: str) -> str:
+    """`name` for people and logs: odd bytes, control and direction marks and backslashes are escaped."""
+    return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in name)
+
+
 class Texts(NamedTuple):
     """Strings of bytes in one buffer, 12 more bytes each."""
 

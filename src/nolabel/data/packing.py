@@ -17,11 +17,12 @@ import simplejpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from nolabel.data.archives import MAX_MEMBER_BYTES
+from nolabel.data.bad_files import BadFile, BadImage
 from nolabel.data.decode import load, open_image
-from nolabel.data.images import BadFile, BadImage, Images, fingerprint, printable, read, scan
-from nolabel.data.names import Names, compact
-from nolabel.data.shards import ABOUT, BLOCK, INDEX, VERSION, header, index_bytes, unsafe
+from nolabel.data.images import Images, fingerprint, read, scan
+from nolabel.data.names import Names, compact, printable
+from nolabel.data.sources.members import MAX_MEMBER_BYTES
+from nolabel.data.sources.shards import ABOUT, BLOCK, INDEX, VERSION, header, index_bytes, unsafe
 from nolabel.errors import DataError, StorageError, UsageError
 from nolabel.files import temporary_name
 

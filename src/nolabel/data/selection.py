@@ -1,26 +1,33 @@
-"""Which of the files that were found are images, and what is said about the others."""
+"""Selection of the images among the files of a source, and the reasons for the others."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from nolabel.data import sources
+from nolabel.data.bad_files import BadFile
 from nolabel.data.names import Folder, Names, compact, folder_of, merge, name_bytes
-from nolabel.data.sources import Entry
-from nolabel.marks import MARKS
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm")
+IMAGE_FOLDERS = ("images", "frames", "jpg")
+"""Where the root holds one of these, only it is scanned: masks, boxes and the like lie beside it."""
+SPLITS = ("train", "val", "test")
 
 
-class BadFile(NamedTuple):
-    """A file that is not used. Files of another suffix stand in one record a suffix, named `*.txt`."""
+class Entry(NamedTuple):
+    """A file, or a folder not entered (its name ends in `/`). `problem` is the reason to leave it out."""
 
     name: str
-    reason: str
-    """A short slug: empty, truncated, damaged, not an image, too large, too small, missing, hidden, ..."""
-    detail: str
-    size: int
-    """Bytes; 0 where nobody looked."""
+    problem: str = ""
+    detail: str = ""
+    size: int = 0
+
+
+class FolderContent(NamedTuple):
+    """A folder: the names of its regular files, unsorted, and everything else that is reported."""
+
+    path: str
+    files: list[str]
+    others: list[Entry]
 
 
 class Others(NamedTuple):
@@ -30,17 +37,35 @@ class Others(NamedTuple):
     first: str
 
 
-def images_below(root: str, tops: Sequence[str]) -> tuple[Names, tuple[BadFile, ...]]:
-    """The names of the images below the folders `tops` of `root`, and what is left out."""
+def is_junk(part: str) -> bool:
+    """Whether a file or folder is hidden, or is macOS's copy of one (`__MACOSX`, `._photo.jpg`)."""
+    return part.startswith(".") or part == "__MACOSX"
+
+
+def inside(entries: Sequence[Entry], tops: Sequence[str]) -> Iterator[Entry]:
+    """Those below the folders `tops`; without `tops`, or for an empty one alone, all."""
+    below = tuple(f"{top}/" for top in tops if top)
+    return (entry for entry in entries if not below or entry.name.startswith(below))
+
+
+def find_wrapper(names: Names) -> str:
+    """`photos/` where all names are in this one folder and it is no split, else an empty string."""
+    tops = {folder.partition("/")[0] for folder in names.folders.strings()}
+    top = tops.pop() if len(tops) == 1 else ""
+    return top + "/" if top and top not in (*SPLITS, *IMAGE_FOLDERS) else ""
+
+
+def select_by_folder(contents: Iterable[FolderContent]) -> tuple[Names, tuple[BadFile, ...]]:
+    """The sorted names of the images in these folders, and what is left out. Fast: a folder at a time."""
     found, problems, others = list[Folder](), list[Entry](), dict[str, Others]()
-    for listing in sources.folder_entries(root, tops):
-        images = [name for name in listing.files if name.lower().endswith(SUFFIXES)]
-        if len(images) < len(listing.files):
-            _count(others, (name for name in listing.files if not name.lower().endswith(SUFFIXES)), listing.path)
-        more = _pick(listing.others, problems, others)
+    for content in contents:
+        images = [name for name in content.files if name.lower().endswith(SUFFIXES)]
+        if len(images) < len(content.files):
+            _count(others, (name for name in content.files if not name.lower().endswith(SUFFIXES)), content.path)
+        more = _pick(content.others, problems, others)
         images += [name.rpartition("/")[2] for name in more]
         if images:
-            found.append(folder_of(listing.path, images))
+            found.append(folder_of(content.path, images))
     return merge(found), _left_out(problems, others)
 
 
@@ -49,18 +74,6 @@ def select(entries: Iterable[Entry]) -> tuple[Names, tuple[BadFile, ...]]:
     problems, others = list[Entry](), dict[str, Others]()
     names = _pick(entries, problems, others)
     return compact(sorted(names, key=name_bytes)), _left_out(problems, others)
-
-
-def without_runs(entries: Iterable[Entry]) -> list[Entry]:
-    """The members of an archive but for those of runs and of folders of pictures, as a folder's are left out."""
-    entries, made = list(entries), dict[str, str]()
-    for entry in entries:
-        folder, _, name = entry.name.rpartition("/")
-        if name in MARKS and folder:
-            made.setdefault(f"{folder}/", MARKS[name])
-    inside = tuple(made)
-    kept = [entry for entry in entries if not inside or not entry.name.startswith(inside)]
-    return kept + [Entry(folder, "made by nolabel", what) for folder, what in made.items()]
 
 
 def _pick(entries: Iterable[Entry], problems: list[Entry], others: dict[str, Others]) -> list[str]:

@@ -7,7 +7,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from nolabel.data.images import Images, LabelledImages, printable, scan, scan_labelled
+from nolabel.data.images import Images, LabelledImages, scan, scan_labelled
+from nolabel.data.names import printable
 from nolabel.errors import StorageError, UsageError
 from nolabel.evals.protocol import EvalConfig, cache_folder, check_common, describe_weights
 from nolabel.evals.shared.cache import features

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from nolabel import distributed
 from nolabel.config import TrainConfig, check, known, plain
 from nolabel.config.load import method_name
-from nolabel.data.images import BadFile, Images, LabelledImages, fingerprint, scan_labelled
+from nolabel.data.bad_files import BadFile
+from nolabel.data.images import Images, LabelledImages, fingerprint, scan_labelled
 from nolabel.data.loader import Batch, Stream, batches, waiting_bytes
 from nolabel.data.workers import fits_shared_memory
 from nolabel.methods import METHODS, Method

@@ -11,7 +11,8 @@ from torchvision.transforms.v2 import functional as F
 
 from nolabel import files
 from nolabel.config import known
-from nolabel.data.decode import BadImage, decode
+from nolabel.data.bad_files import BadImage
+from nolabel.data.decode import decode
 from nolabel.data.images import Images, read
 from nolabel.data.order import images_at
 from nolabel.errors import NumericError

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from nolabel import distributed, files
-from nolabel.data.images import BadFile
+from nolabel.data.bad_files import BadFile
 from nolabel.errors import DataError, StorageError
 from nolabel.files import remove
 from nolabel.progress import say

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from nolabel.data.decode import BadImage, decode
-from nolabel.data.images import LabelledImages, printable, read
+from nolabel.data.bad_files import BadImage
+from nolabel.data.decode import decode
+from nolabel.data.images import LabelledImages, read
+from nolabel.data.names import printable
 from nolabel.errors import DataError
 from nolabel.evals.classification.batches import batch_keys
 from nolabel.evals.classification.probes import Plan

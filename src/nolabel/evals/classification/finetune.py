@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nolabel import console
-from nolabel.data.images import LabelledImages, printable
+from nolabel.data.images import LabelledImages
+from nolabel.data.names import printable
 from nolabel.errors import DataError, StorageError
 from nolabel.evals.classification.classifier import Plan, accuracy, train_classifier
 from nolabel.evals.classification.finetune_settings import (

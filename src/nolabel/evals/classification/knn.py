@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nolabel.data.images import LabelledImages, printable, scan_labelled
+from nolabel.data.images import LabelledImages, scan_labelled
+from nolabel.data.names import printable
 from nolabel.evals.classification.neighbours import (
     KS,
     TEMPERATURE,

@@ -7,7 +7,7 @@ from posixpath import splitext
 import torch
 from torch import Tensor
 
-from nolabel.data.images import printable
+from nolabel.data.names import printable
 from nolabel.errors import DataError
 from nolabel.evals.shared.features import FeatureTable
 from nolabel.randomness import generator

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nolabel.data.images import printable
+from nolabel.data.names import printable
 from nolabel.errors import DataError
 from nolabel.evals.dense.layouts import VOID_ID
 from nolabel.evals.shared.trees import Tree, below, open_tree, read_mask, read_text, shown

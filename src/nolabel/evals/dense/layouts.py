@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from nolabel.data.images import printable
+from nolabel.data.names import printable
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.dense.iou import VOID
 from nolabel.evals.shared.trees import (

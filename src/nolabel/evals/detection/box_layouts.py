@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from nolabel.data.images import printable
+from nolabel.data.names import printable
 from nolabel.errors import DataError
 from nolabel.evals.detection.boxes import (
     SPLITS,

@@ -1,6 +1,5 @@
 """Images with boxes around their objects: COCO's JSON, PASCAL VOC's XML and YOLO's text files, in a folder or a zip."""
 
-import os
 import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nolabel.data import archives
-from nolabel.data.images import printable, scan
+from nolabel.data.images import check_folders, scan
+from nolabel.data.names import printable
 from nolabel.errors import DataError
 from nolabel.evals.shared.trees import Tree, read_picture, read_text, shown
 
@@ -60,10 +59,7 @@ class Boxed(NamedTuple):
 def open_boxed(data: str | Path, marks: Callable[[Tree], bool]) -> Tree | None:
     """DATA seen from the first of its folders where `marks` finds a layout; None where none does."""
     images = scan(data, "")
-    if images.kind == "list":
-        raise DataError(
-            f"{printable(str(data))} is a text file of paths, which has no boxes: expected a folder or a zip."
-        )
+    check_folders(images, data, "boxes: expected a folder or a zip.")
     common = posixpath.commonpath([posixpath.dirname(name) for name in images.names]).split("/")
     folders = ["".join(f"{part}/" for part in common[:i]) for i in range(len(common) + 1) if common != [""] or i == 0]
     for top in folders:
@@ -76,22 +72,13 @@ def open_boxed(data: str | Path, marks: Callable[[Tree], bool]) -> Tree | None:
 
 def has_file(tree: Tree, name: str) -> bool:
     """True if there is a file of that name, an image or not."""
-    if tree.images.packed:
-        return archives.members(tree.images.root).names.find(tree.top + name) is not None
-    return os.path.isfile(os.path.join(tree.images.root, tree.top, name))
+    return tree.images.source.has(tree.images.root, tree.top + name)
 
 
 def files_below(tree: Tree, folder: str) -> list[str]:
     """The names of all files below a folder, images or not."""
-    if tree.images.packed:
-        start = tree.top + folder
-        names = archives.members(tree.images.root).names
-        return [name.removeprefix(tree.top) for name in names if name.startswith(start)]
-    root = os.path.join(tree.images.root, tree.top)
-    walked = os.walk(os.path.join(root, folder))
-    return [
-        os.path.relpath(os.path.join(at, name), root).replace(os.sep, "/") for at, _, names in walked for name in names
-    ]
+    names = tree.images.source.files_below(tree.images.root, tree.top + folder)
+    return [name.removeprefix(tree.top) for name in names]
 
 
 def text_of(tree: Tree, name: str) -> str:

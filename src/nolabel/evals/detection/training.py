@@ -9,7 +9,7 @@ from numpy.random import Generator, Philox
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from nolabel.data.images import printable
+from nolabel.data.names import printable
 from nolabel.errors import DataError, NumericError
 from nolabel.evals.detection.average_precision import Found, decode_outline, encode_mask
 from nolabel.evals.detection.boxes import Annotated, Boxed, Objects, read_annotated

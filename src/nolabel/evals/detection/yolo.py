@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from nolabel.data.images import printable
+from nolabel.data.names import printable
 from nolabel.errors import DataError
 from nolabel.evals.detection.boxes import (
     SPLITS,

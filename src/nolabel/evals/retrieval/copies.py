@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from nolabel.data.images import Images, fingerprint, printable, scan
+from nolabel.data.images import Images, fingerprint, scan
+from nolabel.data.names import printable
 from nolabel.errors import DataError, StorageError, UsageError
 from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol, check_at_least, no_files
 from nolabel.evals.retrieval.attacks import ATTACKS, attack, check_attacks

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from nolabel.data.images import Images, printable, scan
+from nolabel.data.images import Images, scan
+from nolabel.data.names import printable
 from nolabel.errors import DataError
 
 BLOCKS = ("original", "strong", "jpegqual", "crops")
@@ -66,7 +67,7 @@ def evenly(images: Images, max_images: int) -> Images:
 
 def _folders(images: Images) -> dict[str, list[str]]:
     """The names of the images in Copydays' folders, by folder."""
-    if images.kind == "list":
+    if not images.source.has_folders:
         return {}
     found: dict[str, list[str]] = {}
     for name in images.names:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from nolabel.data.decode import BadImage, decode
-from nolabel.data.images import Images, printable, read
+from nolabel.data.bad_files import BadImage
+from nolabel.data.decode import decode
+from nolabel.data.images import Images, read
+from nolabel.data.names import printable
 from nolabel.errors import DataError
 from nolabel.evals.protocol import EvalConfig
 from nolabel.evals.shared.cache import described, network_facts, with_progress

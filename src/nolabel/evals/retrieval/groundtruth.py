@@ -9,8 +9,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nolabel.data import archives, sources
-from nolabel.data.images import Images, printable, scan
+from nolabel.data.images import Images, scan
+from nolabel.data.names import printable
 from nolabel.errors import DataError
 from nolabel.evals.retrieval.ranking import Truth
 
@@ -45,12 +45,7 @@ def find_ground_truth(data: str | Path) -> tuple[Images, str | None]:
     Raises DataError where there are several.
     """
     images = scan(data)
-    names: Sequence[str] = []
-    if images.kind == "folder":
-        names = [name for name in os.listdir(images.root) if fnmatch(name, PATTERN)]
-    elif images.kind == "zip":
-        members = [entry.name for entry in archives.zip_entries(images.root) if not entry.problem]
-        names = [name for name in members if fnmatch(name.split("/")[-1], PATTERN) and name.count("/") < 2]
+    names = [name for name in images.source.files_on_top(images.root) if fnmatch(name.split("/")[-1], PATTERN)]
     if len(names) > 1:
         raise DataError(
             f"{_shown(data)} holds several ground truths: {', '.join(sorted(names)[:5])}. Keep one of them."
@@ -67,10 +62,7 @@ def ground_truth(data: str | Path) -> GroundTruth:
             "Expected a folder or zip of jpg/ with the images and gnd.json with imlist, qimlist and gnd.\n"
             "docs/evals/retrieval.md says how to convert revisitop's gnd_*.pkl."
         )
-    if images.packed:
-        content = archives.read_member(images.root, file)
-    else:
-        content = sources.read_file(os.path.join(images.root, file))
+    content = images.source.read(images.root, file)
     database, queries, entries = _parse(content, file)
     _check_entries(entries, database, queries, file)
     names = _file_names([*database, *queries], images, file)

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nolabel.data.images import Images, fingerprint, printable, scan
+from nolabel.data.images import Images, fingerprint, scan
+from nolabel.data.names import printable
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol
 from nolabel.evals.retrieval.descriptors import RAW_FLOORS, SCALES, Descriptor, MultiScale, described_images, network

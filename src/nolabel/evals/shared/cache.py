@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from nolabel.console import note
-from nolabel.data import archives
 from nolabel.data.images import Images, LabelledImages
 from nolabel.data.names import name_bytes
 from nolabel.evals.protocol import EvalConfig
@@ -139,20 +138,9 @@ def _digest(net: nn.Module) -> str:
 def stamp(images: Images) -> str:
     """SHA-256 over names and what changes with the content: checksums in an archive, else sizes and times of change."""
     digest = hashlib.sha256()
-    if images.packed:
-        members = archives.members(images.root).facts()
-    for name in images.names:
-        facts = members.get(name) if images.packed else _file_facts(os.path.join(images.root, name))
+    for name, facts in zip(images.names, images.source.facts(images.root, images.names), strict=True):
         digest.update(name_bytes(name) + b"\0%a\0" % (facts,))
     return digest.hexdigest()
-
-
-def _file_facts(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
 
 
 def _load(path: Path) -> dict[str, torch.Tensor] | None:

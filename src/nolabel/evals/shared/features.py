@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from nolabel.data.decode import BadImage, decode
+from nolabel.data.bad_files import BadImage
+from nolabel.data.decode import decode
 from nolabel.data.images import LabelledImages, read
 from nolabel.errors import DataError, NumericError
 from nolabel.evals.shared.pieces import POOLED, Piece, compute, join

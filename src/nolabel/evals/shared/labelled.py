@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from nolabel.data.images import IMAGE_FOLDERS, LabelledImages, printable, scan_labelled
+from nolabel.data.images import LabelledImages, scan_labelled
+from nolabel.data.names import printable
+from nolabel.data.selection import IMAGE_FOLDERS
 from nolabel.errors import DataError
 
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nolabel.data.images import LabelledImages, fingerprint, printable, scan_labelled
+from nolabel.data.images import LabelledImages, fingerprint, scan_labelled
+from nolabel.data.names import printable
 from nolabel.errors import DataError
 from nolabel.evals.shared.features import FeatureTable
 from nolabel.evals.shared.labelled import Roles, check_classes, check_seen, rank_in_class, roles

@@ -1,10 +1,7 @@
 """Images with masks, in a folder or in a zip of one: what is where, and masks as class ids."""
 
 import io
-import os
 import posixpath
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +11,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from nolabel.data import archives, sources
-from nolabel.data.decode import MAX_PIXELS, BadImage, decode
-from nolabel.data.images import Images, fingerprint, printable, read, scan
+from nolabel.data.bad_files import BadImage
+from nolabel.data.decode import MAX_PIXELS, decode
+from nolabel.data.images import Images, check_folders, fingerprint, read, scan
+from nolabel.data.names import printable
+from nolabel.data.sources.source import MISSING, UNREADABLE
 from nolabel.errors import DataError
 
 _IDS = ("P", "L", "1", "I", "I;16", "LA")
@@ -35,10 +34,7 @@ class Tree(NamedTuple):
 def open_tree(data: str | Path) -> Tree:
     """The files of DATA. Raises DataError where it is missing, holds no image, or is a text file of paths."""
     images = scan(data, "")
-    if images.kind == "list":
-        raise DataError(
-            f"{printable(str(data))} is a text file of paths, which has no masks: expected a folder or a zip."
-        )
+    check_folders(images, data, "masks: expected a folder or a zip.")
     top = posixpath.commonpath([posixpath.dirname(name) for name in images.names])
     top = f"{top}/" if top else ""
     return Tree(images, top, frozenset(name.removeprefix(top) for name in images.names))
@@ -63,14 +59,10 @@ def below(tree: Tree, folder: str) -> dict[str, str]:
 def read_text(tree: Tree, name: str) -> str | None:
     """The text of a file that is no image (a list of names, a list of classes), or None where there is none."""
     try:
-        if tree.images.packed:
-            data = archives.read_member(tree.images.root, tree.top + name)
-        else:
-            data = sources.read_file(os.path.join(tree.images.root, tree.top, name))
-        return data.decode("utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError, KeyError):
+        return tree.images.source.read(tree.images.root, tree.top + name).decode("utf-8-sig")
+    except MISSING:
         return None
-    except (OSError, EOFError, ValueError, RuntimeError, BadImage, zipfile.BadZipFile, zlib.error) as error:
+    except (*UNREADABLE, BadImage) as error:
         raise DataError(f"{printable(name)} cannot be read: {printable(str(error))[:200]}.") from None
 
 

@@ -10,14 +10,17 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nolabel.data.bad_files import BadImage
 from nolabel.data.names import Names, Texts, name_bytes
-from nolabel.data.sources import BadImage
+from nolabel.data.sources.members import Members
+from nolabel.data.sources.source import Listing, Source, Tops
 
 ABOUT = "nolabel-shards.json"
 INDEX = "index.bin"
@@ -27,19 +30,56 @@ _ROW = np.dtype([("start", "<i8"), ("size", "<u4"), ("crc", "<u4"), ("shard", "<
 
 
 class Shards(NamedTuple):
-    """What the index says."""
+    """An index, checked."""
 
     files: tuple[str, ...]
     """The paths of the shards."""
-    names: Names
-    """Sorted by their bytes."""
-    rows: NDArray[np.void]
+    members: Members
     """For each name the shard, where its header lies in it, its size and CRC-32: 18 bytes."""
 
 
-def is_shards(folder: str) -> bool:
+def recognises(path: str) -> bool:
     """Whether `nolabel pack` has written this folder."""
-    return os.path.isfile(os.path.join(folder, ABOUT))
+    return os.path.isfile(os.path.join(path, ABOUT))
+
+
+def list_images(path: str, tops: Tops) -> Listing:
+    """The names in the index. Nothing that lies beside the images was packed, so IMAGE_FOLDERS are not looked for."""
+    names = _open(path).members.names
+    below = tuple(f"{top}/" for top in tops or () if top)
+    return Listing(path, names.take([i for i, name in enumerate(names) if name.startswith(below)]) if below else names)
+
+
+def read(root: str, name: str) -> bytes:
+    """The bytes of one image. Raises KeyError, BadImage, OSError, and BadZipFile for a wrong checksum."""
+    files, found = _open(root)
+    at = found.place(name)
+    start, size, _, shard = found.rows[at].tolist()
+    with open(files[shard], "rb") as file:  # forked processes would share the position in an open one
+        file.seek(start)
+        data = file.read(BLOCK + size)
+    try:
+        header = tarfile.TarInfo.frombuf(data[:BLOCK], "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise BadImage("damaged", f"no member of a tar begins where the index says: {error}") from None
+    if not header.isreg() or header.size != size:
+        raise BadImage("damaged", "the member of the tar is no file of the size in the index")
+    return found.checked(at, data[BLOCK:])
+
+
+def facts(root: str, names: Sequence[str]) -> Iterator[tuple[int, int] | None]:
+    """Size and CRC-32 of each image; None where it is missing."""
+    return _open(root).members.facts(names)
+
+
+def has(root: str, name: str) -> bool:
+    """Whether there is an image of this name."""
+    return _open(root).members.names.find(name) is not None
+
+
+def files_below(root: str, folder: str) -> list[str]:
+    """The names of all images below a folder."""
+    return _open(root).members.below(folder)
 
 
 def open_shards(folder: str) -> Shards:
@@ -62,22 +102,7 @@ def open_shards(folder: str) -> Shards:
         rows["shard"].max() >= len(files) or rows["start"].min() < 0 or (ends > sizes[rows["shard"]]).any()
     ):
         raise ValueError(f"{INDEX} points outside the shards")
-    return Shards(files, names, rows)
-
-
-def read_shard(found: Shards, at: int) -> bytes:
-    """The bytes of one image, its CRC-32 not checked. Raises OSError and BadImage."""
-    start, size, _, shard = found.rows[at].tolist()
-    with open(found.files[shard], "rb") as file:  # forked processes would share the position in an open one
-        file.seek(start)
-        data = file.read(BLOCK + size)
-    try:
-        header = tarfile.TarInfo.frombuf(data[:BLOCK], "utf-8", "surrogateescape")
-    except tarfile.HeaderError as error:
-        raise BadImage("damaged", f"no member of a tar begins where the index says: {error}") from None
-    if not header.isreg() or header.size != size:
-        raise BadImage("damaged", "the member of the tar is no file of the size in the index")
-    return data[BLOCK:]
+    return Shards(files, Members(names, rows))
 
 
 def header(name: str, size: int) -> bytes:
@@ -145,3 +170,26 @@ def _cut(text: bytes, lengths: NDArray[np.int32]) -> Texts:
     if (len(lengths) and lengths.min() < 0) or (int(ends[-1]) if len(ends) else 0) != len(text):
         raise ValueError(f"the names in {INDEX} are damaged")
     return Texts(text, ends - lengths, lengths)
+
+
+def _open(folder: str) -> Shards:
+    info = os.stat(os.path.join(folder, ABOUT))
+    return _opened(folder, info.st_ino, info.st_size, info.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _opened(folder: str, *_identity: int) -> Shards:
+    return open_shards(folder)
+
+
+SOURCE = Source(
+    recognises,
+    list_images,
+    read,
+    facts,
+    has,
+    files_below,
+    may_wrap=True,
+    unreadable="The shards {data} cannot be read: {error}.\n"
+    "Copy them again from where they were made, or pack them anew: nolabel pack DATA --out SHARDS",
+)

@@ -81,7 +81,8 @@ def main() -> None:
     for name, values in times.items():
         low, _, high = statistics.quantiles(values, n=4)
         rate = options.batch / medians[name]
-        print(f"{name}  {1e3 * medians[name]:8.1f} ms a step  ({1e3 * low:.1f} to {1e3 * high:.1f})  {rate:8.1f} img/s")
+        span = f"{1e3 * low:.1f} to {1e3 * high:.1f}"
+        print(f"{name}  {1e3 * medians[name]:8.1f} ms per step  ({span})  {rate:8.1f} img/s")
     pairs = [b / a for a, b in zip(times["MoCo v2"], times["DenseCL"], strict=True)]
     print(f"ratio of the medians {medians['DenseCL'] / medians['MoCo v2']:.3f}, median of the ratios", end=" ")
     print(f"{statistics.median(pairs):.3f}")

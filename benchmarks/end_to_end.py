@@ -113,7 +113,7 @@ def main() -> None:
             own = taken(start, o)
             if number:  # the first warms up
                 times[name].append(own)
-    print("| end to end | ms a step | img/s | nolabel is faster by |\n|---|---|---|---|")
+    print("| end to end | ms per step | img/s | nolabel is faster by |\n|---|---|---|---|")
     for name, own in times.items():
         ratios = sorted(b / a for a, b in zip(times["nolabel"], own, strict=True))
         middle = statistics.median(own)

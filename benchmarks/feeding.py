@@ -175,8 +175,8 @@ def compare(stream: Stream, options: argparse.Namespace) -> None:
             costs[name].append(an_image(way, stream, options.batches, workers))
     shares = [locked_share(stream, 4) for _ in range(options.rounds)]
     print(f"\n{'whole images' if stream.whole else f'views, {stream.engine}'}: with the lock ", end="")
-    print(f"{spread([ms for ms, _ in shares])} ms an image, {spread([100 * share for _, share in shares], 0)} %\n")
-    print("| way | CPU ms an image | images a second | beside in place | memory, MB more |\n|---|---|---|---|---|")
+    print(f"{spread([ms for ms, _ in shares])} ms per image, {spread([100 * share for _, share in shares], 0)} %\n")
+    print("| way | CPU ms per image | images per second | beside in place | memory, MB more |\n|---|---|---|---|---|")
     for name, own in costs.items():
         pairs = list(zip(own, costs["in place"], strict=True))
         faster = spread([there.wall / here.wall for here, there in pairs])

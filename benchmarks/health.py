@@ -161,7 +161,7 @@ def gain(metrics: list[dict[str, Any]]) -> float | None:
 
 
 def table(folders: list[Path]) -> None:
-    """What is said of each run, then the confusion table."""
+    """The diagnosis of each run, then the confusion table."""
     counts: Counter[tuple[str, str]] = Counter()
     for path in sorted(p.parent for folder in folders for p in folder.glob("**/metrics.jsonl")):
         if nolabel.Run(path).status()["state"] not in ("done", "failed") or not (path / "weights").exists():

@@ -1,4 +1,4 @@
-"""What the list of images costs, from a thousand files to ten million: one row a size, each in a fresh process.
+"""Cost of the list of images, from a thousand files to ten million: one row per size, each in a fresh process.
 
     python benchmarks/index.py FOLDER [--files 1000 10000 100000 1000000 10000000] [--batch-size 64]
 

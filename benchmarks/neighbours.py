@@ -2,7 +2,7 @@
 
     python benchmarks/neighbours.py
 
-384 random numbers an image; every case in a process of its own.
+384 random numbers per image; every case in a process of its own.
 """
 
 import multiprocessing

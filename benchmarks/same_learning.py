@@ -2,7 +2,7 @@
 
     python benchmarks/same_learning.py DATA --steps 100 --seeds 9
 
-DATA holds train/ and test/ with a folder a class. The ways get the same parameters of every view, the same order and
+DATA holds train/ and test/ with a folder per class. The ways get the same parameters of every view, the same order and
 the same initial weights; they differ by rounding, and pillow by its hue in 256 steps and its box blur.
 """
 
@@ -36,9 +36,9 @@ def pillow(image: Tensor, view: View, drawn: Drawn) -> Tensor:
 
 def knn(way: str, seed: int, options: argparse.Namespace, out: Path) -> tuple[float, float]:
     """(top-1 of the untrained network, after the run) in percent."""
-    ours = loader.applier
+    ours = loader.view_function
     if way == "pillow":
-        loader.applier = lambda _: pillow
+        loader.view_function = lambda _: pillow
     try:
         settings = {"data": options.data, "subfolder": "train", "labels": options.data, "seed": seed, "out": out}
         network = ["layers=[1,1,1,1]", "output_stride=8", "channels=[32,64,128,256]"]
@@ -47,7 +47,7 @@ def knn(way: str, seed: int, options: argparse.Namespace, out: Path) -> tuple[fl
         machine = {"workers": 0, "threads": 1, "device": options.device}
         run = nolabel.train("simclr-small", **settings, **length, **size, **machine, **WAYS[way])
     finally:
-        loader.applier = ours
+        loader.view_function = ours
     found = [record["knn"] for record in run.metrics() if "knn" in record]
     return found[0], found[-1]
 

@@ -27,7 +27,7 @@ from torchvision.transforms import functional as pil
 from nolabel.data.decode import decode, load, open_image
 from nolabel.data.loader import cut, whole
 from nolabel.data.packing import resized
-from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, Drawn, View, applier, draw, fastest, normalize
+from nolabel.views import IMAGENET_MEAN, IMAGENET_STD, Drawn, View, draw, fastest, normalize, view_function
 
 try:
     from lightly.transforms import DINOTransform
@@ -54,7 +54,7 @@ def dino(size: int, local_size: int, num_local: int) -> tuple[View, ...]:
 
 def ours(views: tuple[View, ...], full_decode: bool = False, engine: Literal["torch", "numba"] = FASTEST) -> Contender:
     """What the loader does for an image, and the normalisation of the training step."""
-    make = applier(engine)
+    make = view_function(engine)
 
     def run(data: bytes, number: int) -> list[Tensor]:
         crops = cut(data, views, [(0, 0, number, v) for v in range(len(views))], full_decode, make).views
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="rows whose name holds this")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| row | contender | CPU ms an image | wall ms | times faster than PIL |\n|---|---|---|---|---|", flush=True)
+    print("| row | contender | CPU ms per image | wall ms | times faster than PIL |\n|---|---|---|---|---|", flush=True)
     for row in rows():
         if options.only in row.name:
             made = files(row.source, options.seed)

@@ -190,7 +190,7 @@ def memory(o: argparse.Namespace) -> None:
                 print(f"{name}: {sizes[name][0]:.0f} MB, {seen.number} operations, {seen.waits} waits a step")
     for name, (one, *twice) in sizes.items():
         if twice:
-            print(f"{name}: {(twice[0] - one) / o.batch:.1f} MB an image", flush=True)
+            print(f"{name}: {(twice[0] - one) / o.batch:.1f} MB per image", flush=True)
 
 
 def ceilings(o: argparse.Namespace) -> None:

@@ -44,7 +44,7 @@ def cpu(work: Callable[[], object]) -> float:
 
 
 def classifiers(features: Mapping[Layout, Tensor], lrs: tuple[float, ...], plan: Plan) -> float:
-    """CPU ms a step."""
+    """CPU ms per step."""
     labels = torch.arange(NUM_IMAGES) % NUM_CLASSES
     heads = {layout: Heads(plan.head, len(lrs), NUM_CLASSES, x.shape[1]) for layout, x in features.items()}
     return cpu(lambda: train_heads(heads, lrs, table_batches(features, labels, plan), plan)) / plan.steps * 1e3
@@ -74,7 +74,7 @@ def print_classifiers(rounds: int) -> None:
     rng = torch.Generator().manual_seed(0)
     wide = torch.randn(NUM_IMAGES, 4 * WIDTH, generator=rng)
     both = {ONE: wide[:, 3 * WIDTH :].contiguous(), FOUR: wide}
-    print("| head | images a step | products in | 20 settings | one | ratio |\n|---|---|---|---|---|---|")
+    print("| head | images per step | products in | 20 settings | one | ratio |\n|---|---|---|---|---|---|")
     for head in (*HEADS, "products of plain alone"):
         for batch_size, steps in ((64, 100), (512, 30)):
             for bf16 in (False, True):

@@ -56,7 +56,7 @@ def main() -> None:
     def make_backbone(drop_path: float) -> Backbone:
         return backbone(o.backbone, image_size=o.size, drop_path=drop_path)
 
-    print(f"{'ratio':>5}{'tokens':>8}{'ms a step':>11}{'MB activations':>16}")
+    print(f"{'ratio':>5}{'tokens':>8}{'ms per step':>11}{'MB activations':>16}")
     for ratio in RATIOS:
         torch.manual_seed(0)
         config = MSNConfig(random_size=o.size, num_focal=o.num_focal, mask_ratio=ratio)

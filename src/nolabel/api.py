@@ -28,7 +28,7 @@ def train(recipe: str, data: str | Path, out: str | Path, overwrite: bool = Fals
 def evaluate(
     protocol: str, weights: str | Path | Run, data: str | Path, out: Path | None = None, **settings: Any
 ) -> dict[str, Any]:
-    """Measure `weights` (a run or what `load_weights` takes) on labelled `data`; the result also lies in RUN/eval.
+    """Measure `weights` (a run or what `load_weights` takes) on labelled `data`; writes RUN/eval, too.
 
     `settings` are those of the protocol: for `knn` the fields of `nolabel.evals.classification.knn.KNNConfig`.
     """

@@ -16,7 +16,7 @@ BACKBONES: dict[str, str] = {
 PROTOCOLS: dict[str, str] = {
     "knn": "weighted k nearest neighbours on frozen features",
     "linear": "linear classifiers on frozen features, a sweep of settings in one pass",
-    "lowshot": "logistic regression on a few labelled images a class",
+    "lowshot": "logistic regression on a few labelled images per class",
     "finetune": "the whole network trained on all labels or a share of them (DeiT's recipe)",
     "retrieval": "other pictures of the same place or thing (revisited Oxford and Paris)",
     "copies": "the original of a changed copy among distractors (Copydays)",

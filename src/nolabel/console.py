@@ -1,4 +1,4 @@
-"""What the program prints: results to stdout, notes to stderr. No stream ends a run. Imports no torch."""
+"""Output of the program: results to stdout, notes to stderr. No stream ends a run. Imports no torch."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ class Kept:
         return False
 
     def close_buffer(self) -> None:
-        """Flush for the last time: what is still in the buffer must not fail when Python itself flushes it."""
+        """Flush for the last time, so that nothing is left in the buffer that fails when Python itself flushes it."""
         self.flush()
         if isinstance(self.lost, OSError):
             _send_nowhere(self.stream)
@@ -55,7 +55,7 @@ class Kept:
 
 @contextlib.contextmanager
 def kept_stderr() -> Iterator[None]:
-    """Around work that no stream may end: also what libraries write to stderr never raises."""
+    """Replace stderr within the block, so that no write to it raises, not even one of a library."""
     before = sys.stderr
     sys.stderr = Kept(_inner(before))
     try:
@@ -66,9 +66,9 @@ def kept_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept_streams() -> Iterator[Callable[[], str]]:
-    """Around a whole command. Gives a function that returns why its result did not reach stdout, or an empty string.
+    """Replace both streams for a whole command. Gives a function that returns why the result did not reach stdout.
 
-    A reader that went away, such as `head`, has seen enough: that is no such reason.
+    The reason is empty where all was written, or the reader went away, as `head` does when it has seen enough.
     """
     _open_missing()
     before = sys.stdout, sys.stderr
@@ -92,7 +92,7 @@ def kept_streams() -> Iterator[Callable[[], str]]:
 
 
 def note(line: str, end: str = "\n") -> None:
-    """Write a line for people to stderr, control characters escaped; nothing happens where that is not possible."""
+    """Write a line for people to stderr, control characters escaped; do nothing where that is not possible."""
     stream = Kept(_inner(sys.stderr))
     stream.write(_escaped(line) + end)
     stream.flush()
@@ -106,7 +106,7 @@ def result(text: str) -> None:
 
 
 def closing_words(text: str) -> None:
-    """Write to stdout what a run says at its end: the run is saved, so nothing is lost if nobody can read it."""
+    """Write the closing lines of a run to stdout. A failed write is ignored, because the run is saved."""
     stream = Kept(_inner(sys.stdout), gives_up=True)
     stream.write(_escaped(text) + "\n")
     stream.flush()
@@ -122,14 +122,14 @@ def _inner(stream: Any) -> Any:
 
 
 def _escaped(text: str) -> str:
-    """`text` without what could command a terminal: file names of strangers may hold it."""
+    """`text` with control characters escaped: foreign file names may hold commands for a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _encodable(text: str, encoding: str | None) -> str:
-    """`text` with escapes for what `encoding` lacks, such as accents in ASCII."""
+    """`text` with escapes for characters that `encoding` lacks, such as accents in ASCII."""
     encoding = encoding or "utf-8"
     try:
         return text.encode(encoding, "backslashreplace").decode(encoding)
@@ -149,7 +149,7 @@ def _send_nowhere(stream: Any) -> None:
 def _open_missing() -> None:
     """Open the null device as each of the three standard descriptors that is closed.
 
-    Else the next file that is opened, such as a checkpoint, gets its number, and what a library writes there.
+    Otherwise the next file that is opened, such as a checkpoint, gets this number, and the text that libraries write.
     """
     for number in range(3):
         try:

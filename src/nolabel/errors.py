@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each says what happened, what was expected and what to do, in at most five lines.
+"""The errors a user can meet. Each reports what happened, what was expected and what to do, in at most five lines.
 
 The exit codes are those of `docs/reference/exit-codes.md`; a bug (any other exception) exits with 1.
 """
@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterable
 
 DEAD_PROCESS = 75
-"""Exit code of a job of several processes of which one is dead or hangs."""
+"""Exit code of a job in which one of several processes is dead or hangs."""
 
 
 class NolabelError(Exception):
@@ -42,5 +42,5 @@ class StorageError(NolabelError):
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """` Did you mean: a, b, c?` with up to three of `choices` that look like `name`, or an empty string."""
-    found = difflib.get_close_matches(name, list(choices), n=3, cutoff=0.5)
-    return f" Did you mean: {', '.join(found)}?" if found else ""
+    similar = difflib.get_close_matches(name, list(choices), n=3, cutoff=0.5)
+    return f" Did you mean: {', '.join(similar)}?" if similar else ""

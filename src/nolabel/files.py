@@ -1,4 +1,4 @@
-"""Files: JSON, JSON lines and text written in one step; YAML of strangers read with suspicion."""
+"""Files: write JSON, JSON lines and text in one step; read untrusted YAML with suspicion."""
 
 import contextlib
 import errno
@@ -34,7 +34,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _bytes(path: Path) -> bytes:
-    """The content of a file; nothing where there is none. What cannot be read is not missing."""
+    """The content of a file; empty where there is no file. Raises OSError where it cannot be read."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -44,10 +44,10 @@ def _bytes(path: Path) -> bytes:
 def parse_mapping(data: bytes) -> dict[str, Any] | None:
     """The mapping in some JSON; None for anything else."""
     try:
-        found = json.loads(data)
+        loaded = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return loaded if isinstance(loaded, dict) else None
 
 
 def is_step(value: Any) -> bool:
@@ -58,14 +58,14 @@ def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
     """Add one line. NaN and infinity, which browsers refuse, become null. Raises StorageError for a link, OSError."""
     line = json.dumps(_finite(record), ensure_ascii=True, allow_nan=False).encode("ascii")
     with open_to_append(path) as file:
-        if end := file.tell():  # a kill may have torn the last line: it takes no other with it
+        if end := file.tell():  # a kill may have torn the last line: keep it apart from the new one
             file.seek(end - 1)
             line = line if file.read(1) == b"\n" else b"\n" + line
         file.write(line + b"\n")
 
 
 def cut_jsonl(path: Path, last_step: int) -> None:
-    """Drop the records after `last_step`, and a torn last line: what a resumed run is about to write again."""
+    """Drop the records after `last_step`, and a torn last line: a resumed run writes them again."""
     if not path.is_file():
         return
     kept = [r for r in read_jsonl(path) if is_step(r.get("step")) and r["step"] <= last_step]
@@ -119,7 +119,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses what no config.yaml of nolabel holds."""
+    """Loader that refuses YAML which no config.yaml of nolabel holds."""
 
     depth = 0
 
@@ -145,19 +145,19 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside `path` that nobody can guess, for what takes the place of `path` once it is whole."""
+    """A random name beside `path`, for the file that replaces `path` once it is whole."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Gives a new file, open for writing; at the end of the block it takes the place of `path`.
+    """Open a new file for writing; at the end of the block it takes the place of `path`.
 
     A link at `path` is replaced, not followed. After an error `path` is as before. Raises OSError.
     """
     temporary = temporary_name(path)
     try:
-        with open(temporary, "xb") as file:  # exclusively: nothing that lies there is opened, a link least of all
+        with open(temporary, "xb") as file:  # exclusively: an existing file is not opened, a link least of all
             yield file
         os.replace(temporary, path)
     except BaseException:
@@ -185,14 +185,14 @@ def open_to_append(path: Path) -> BinaryIO:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, as far as that is possible; of a link only the link goes."""
-    with contextlib.suppress(OSError, RecursionError):  # of folders without end
+    """Remove a file or a folder, as far as that is possible; of a link only the link is removed."""
+    with contextlib.suppress(OSError, RecursionError):  # RecursionError: folders nested too deep
         shutil.rmtree(path, ignore_errors=True)
         path.unlink()
 
 
 def check_no_links(folder: Path, names: Iterable[str]) -> None:
-    """StorageError if one of `names` (patterns) in `folder`, or anything below it, is a link or no file or folder.
+    """Raise StorageError if one of `names` (patterns) in `folder`, or anything below, is a link or no file or folder.
 
     `folder` itself may be a link.
     """

@@ -1,6 +1,6 @@
-"""How nolabel knows what it has made: the mark of a run, that of a folder of pictures, and the names in a run.
+"""Marks of what nolabel has made: the mark of a run, the mark of a folder of pictures, and the names in a run.
 
-Only what has a name that nolabel gives, in a folder that nolabel has made, is ever removed. No link is followed.
+nolabel removes only files with names that it gives, in folders that it has made. No link is followed.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ PICTURES = ".nolabel-pictures"
 
 
 MARKS = {MARK: "a run", PICTURES: "pictures"}
-"""The marks, each with what it says."""
+"""The marks, each with the contents of its folder in words."""
 
 
 _STATE = r"((manifest|state)\.json|(model|optim)\.safetensors)?"
@@ -44,20 +44,20 @@ RUN_NAMES = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-"""What nolabel writes into a run, relative to it; a folder ends in `/`. Below `eval/` names begin with a protocol."""
+"""Names of files in a run, relative to it; a folder ends in `/`. Below `eval/` they begin with a protocol."""
 
 
 class Content(NamedTuple):
-    """What lies in a folder, relative to it; folders end in `/`."""
+    """Content of a folder: names relative to it; folders end in `/`."""
 
     own: list[str]
-    """What nolabel has written, a folder before what is in it."""
+    """Names that nolabel has written, a folder before its content."""
     strange: list[str]
-    """All else, links and runs inside among it. Nobody has looked into these folders."""
+    """All other names, links and inner runs included. Folders among them are not searched."""
 
 
 def is_run(folder: str | Path) -> bool:
-    """Whether nolabel has made the folder as a run: it is marked, or it is of a version that put no mark."""
+    """Whether nolabel has made the folder as a run: it is marked, or comes from a version without marks."""
     path = Path(folder)
     if os.path.isfile(path / MARK):
         return True
@@ -67,12 +67,12 @@ def is_run(folder: str | Path) -> bool:
         settings, status = read_yaml(path / "config.yaml"), json.loads((path / "status.json").read_bytes())
     except (UsageError, OSError, ValueError, RecursionError):
         return False
-    known = {"method_name", "method", "optim", "recipe", "data", "out", "backbone"} <= settings.keys()
-    return known and isinstance(status, dict) and {"state", "step", "pid", "heartbeat"} <= status.keys()
+    complete = {"method_name", "method", "optim", "recipe", "data", "out", "backbone"} <= settings.keys()
+    return complete and isinstance(status, dict) and {"state", "step", "pid", "heartbeat"} <= status.keys()
 
 
 def made_by_nolabel(folder: str | Path) -> str:
-    """What nolabel has made the folder for, in words; an empty string where it is somebody else's."""
+    """Purpose for which nolabel has made the folder, in words; empty where nolabel has not made it."""
     if is_run(folder):
         return MARKS[MARK]
     return MARKS[PICTURES] if os.path.isfile(os.path.join(folder, PICTURES)) else ""
@@ -85,9 +85,9 @@ def put_mark(folder: str | Path, mark: str) -> None:
 
 
 def make_picture_folder(folder: Path) -> None:
-    """Make a folder for pictures and mark it, so that none of them is ever taken for data. Raises OSError.
+    """Make a folder for pictures and mark it, so that no picture is ever taken for data. Raises OSError.
 
-    A folder that is there already and holds something is left as it is.
+    An existing folder that is not empty stays as it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not any(folder.iterdir()):
@@ -95,8 +95,8 @@ def make_picture_folder(folder: Path) -> None:
 
 
 def content(root: str | Path, names: re.Pattern[str]) -> Content:
-    """What lies below `root`, told apart by the names that nolabel gives. Raises OSError."""
-    found, folders = Content([], []), [""]
+    """List everything below `root`, split into names that nolabel gives and others. Raises OSError."""
+    listed, folders = Content([], []), [""]
     while folders:
         above = folders.pop()
         with os.scandir(os.path.join(root, above)) as entries:
@@ -106,15 +106,15 @@ def content(root: str | Path, names: re.Pattern[str]) -> Content:
             name = above + entry.name + "/" * is_folder
             plain = not is_run(entry.path) if is_folder else entry.is_file(follow_symlinks=False)
             if plain and names.fullmatch(name):
-                found.own.append(name)
+                listed.own.append(name)
                 folders += [name] * is_folder
             else:
-                found.strange.append(name)
-    return found
+                listed.strange.append(name)
+    return listed
 
 
 def remove(root: str | Path, names: Sequence[str]) -> None:
-    """Remove files and then empty folders: those of `content`, in the reverse order. Raises OSError."""
+    """Remove the files and folders `names`, listed by `content`, in reverse order. Raises OSError."""
     for name in reversed(names):
         path = os.path.join(root, name)
         if name.endswith("/"):
@@ -123,11 +123,11 @@ def remove(root: str | Path, names: Sequence[str]) -> None:
             os.unlink(path)
 
 
-def check_strange(root: str | Path, found: Content) -> None:
-    """UsageError where a folder that would be replaced holds something that nolabel has not written."""
-    if found.strange:
-        shown = ", ".join(repr(name)[1:-1] for name in found.strange[:4])
-        more = f" and {len(found.strange) - 4} more" if len(found.strange) > 4 else ""
+def check_strange(root: str | Path, content: Content) -> None:
+    """Raise UsageError where a folder that would be replaced holds something that nolabel has not written."""
+    if content.strange:
+        shown = ", ".join(repr(name)[1:-1] for name in content.strange[:4])
+        more = f" and {len(content.strange) - 4} more" if len(content.strange) > 4 else ""
         raise UsageError(
             f"{root} holds what nolabel has not written: {shown}{more}.\n"
             "Nothing was removed. Move that away first, or choose another --out."

@@ -17,7 +17,7 @@ Report = Callable[[int, Mapping[str, Any]], None]
 
 @contextlib.contextmanager
 def progress(first_step: int, total_steps: int, show: bool = True) -> Iterator[Report]:
-    """Gives a function `report(step, metrics)` to call at log steps."""
+    """Give a function `report(step, metrics)` to call at log steps."""
     console = Console(file=live())  # type: ignore[arg-type]  # rich only writes and flushes
     if not show:
         yield lambda step, metrics: None
@@ -55,12 +55,12 @@ def _plain_lines(first_step: int, total_steps: int, interval: float = 10.0) -> R
     def report(step: int, metrics: Mapping[str, Any]) -> None:
         nonlocal last
         now = time.monotonic()
-        said = summary(metrics)
-        if not said or (now - last < interval and step < total_steps and "knn" not in metrics):
+        text = summary(metrics)
+        if not text or (now - last < interval and step < total_steps and "knn" not in metrics):
             return
         last = now
         left = (now - start) / max(step - first_step, 1) * (total_steps - step)
-        note(f"step {step}/{total_steps} | {said} | {duration(left)} left")
+        note(f"step {step}/{total_steps} | {text} | {duration(left)} left")
 
     return report
 
@@ -72,7 +72,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
 
 
-def say(line: str) -> None:
-    """A line on stderr, from the main process alone."""
+def report_line(line: str) -> None:
+    """Write a line to stderr, from the main process alone."""
     if distributed.is_main():
         note(line)

@@ -26,20 +26,20 @@ class Stream(NamedTuple):
 
 STREAMS: dict[str, Stream] = {
     # Training. The first three share the keys (s, r, 0): the seed of step s on rank r, the order of epoch s, and view 0
-    # of image r in epoch s draw the same bits. No harm is known, and runs of before need their keys.
+    # of image r in epoch s draw the same bits. No harm is known, and older runs need their keys.
     "view": Stream("crops and colours of a view", lambda epoch, image, view: (epoch, image, view)),
     "order": Stream("the order of the images in an epoch", lambda epoch: (epoch,)),
     "step": Stream("torch's seed for a step on a rank", lambda step, rank: (step, rank)),
     "masks": Stream("patches that MSN drops in a step", lambda step: (step, 0, _LIMIT)),
     "shuffle": Stream("images exchanged between processes in a step", lambda step: (step, 2 * _LIMIT)),
-    # Evaluation. It draws in a program of its own, so keys may be those of training.
+    # Evaluation. It draws in a process of its own, so it may share keys with training.
     "shots": Stream("labelled images of a low-shot split", lambda split: (split,)),
     "share": Stream("share of the training images", lambda: (0,)),
     "fine-tuning crop": Stream("RandAugment of an image in an epoch", lambda epoch, image: (epoch, image, 1)),
     "fine-tuning mix": Stream("mixup of a step", lambda step: (step, 1)),
     "attack": Stream("change of a copy; its seed is a hash of the name", lambda: ()),
 }
-"""A new stream takes `_LIMIT * n` as its third word, n from 3 on, each n once: then it can meet no other."""
+"""Streams by name. A new one takes `_LIMIT * n` as third word, n from 3 on, each n once: so no two streams meet."""
 
 
 def generator(stream: str, seed: int, *counters: int) -> np.random.Generator:
@@ -55,7 +55,7 @@ def philox(seed: int, *words: int) -> np.random.Generator:
 
 
 def reused_philox(seed: int, *words: int) -> np.random.Generator:
-    """The generator of `philox`, one object per thread: making a new one would be half of the time of `draw`."""
+    """The generator of `philox`, one object per thread: a new one would take half of the time of `draw`."""
     if not hasattr(_THREAD, "generator"):
         _THREAD.generator = philox(0)
     reused: np.random.Generator = _THREAD.generator

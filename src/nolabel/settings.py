@@ -19,12 +19,12 @@ class Mark(NamedTuple):
 
     heading: Heading
     change: Change
-    """On resume: safe may change, allow needs --allow-change, refused never: the saved state does not fit it."""
+    """Change on resume: safe may change, allow needs --allow-change, refused may not: the saved state does not fit."""
     everyday: bool = False
-    """One of the few that most runs set: first under its heading."""
+    """Whether the setting is one of the few that most runs set; these come first under their heading."""
 
 
 CHANGEABLE = Mark("training", "allow")
-"""A setting of a loss or of a schedule. It may change on resume, with --allow-change."""
+"""Mark of a setting of a loss or of a schedule. It may change on resume, with --allow-change."""
 FIXED = Mark("training", "refused")
-"""A setting that shapes networks, views or what is remembered: a resumed run keeps it. Settings without a mark."""
+"""Mark of a setting that shapes networks, views or saved state: a resumed run keeps it. It is the default."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from nolabel.config import TrainConfig, check, find_device, fit_processes, read_yaml, resolve, to_yaml, update
+from nolabel.config import TrainConfig, check, find_device, read_yaml, resolve, split_over_processes, to_yaml, update
 from nolabel.config.load import config_yaml, from_mapping, load_recipe, method_name
 from nolabel.errors import DataError, UsageError
 from nolabel.methods import METHODS
@@ -160,7 +160,7 @@ def test_auto_is_resolved_and_what_was_chosen_is_kept() -> None:
 @pytest.mark.parametrize(("micro", "before", "expected"), [(32, 2, 64), (16, 2, 16), (64, 1, 64), (32, None, 32)])
 def test_one_process_goes_on_with_the_share_of_all(micro: int, before: int | None, expected: int) -> None:
     config = dataclasses.replace(BASE, batch_size=64, micro_batch=micro)
-    assert fit_processes(config, before).micro_batch == expected
+    assert split_over_processes(config, before).micro_batch == expected
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_a_bad_file_is_read_once(stream: Stream, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_bytes_of_batches_that_wait(stream: Stream) -> None:
-    """Four for each process and the one in use; 3 bytes a pixel."""
+    """Four for each process and the one in use; 3 bytes per pixel."""
     of_views = 3 * (16 * 16 + 8 * 8)
     assert waiting_bytes(stream, 0, 1) == 0
     assert waiting_bytes(stream, 2, 1) == 9 * 6 * of_views and waiting_bytes(stream, 1, 3) == 5 * 2 * of_views

@@ -68,7 +68,7 @@ def test_places_are_uniform() -> None:
     np.add.at(pairs, (found[:, :-1] // 50, found[:, 1:] // 50), 1)
     off = pairs[~np.eye(20, dtype=bool)]
     assert abs(chi_square(off)) < 5
-    fixed = (found == np.arange(number)).sum()  # one an epoch is expected
+    fixed = (found == np.arange(number)).sum()  # one per epoch is expected
     assert abs(fixed - epochs) < 5 * np.sqrt(epochs)
 
 

@@ -12,7 +12,7 @@ from nolabel.data import decode as module
 from nolabel.data.decode import decode, examine, load, open_image
 from nolabel.data.demo import world
 from nolabel.data.loader import cut
-from nolabel.views import View, draw, reduced, reduction
+from nolabel.views import View, draw, reduction, scaled_down
 
 PICTURE = Image.fromarray(world.render(3, 5, 128)[0]).crop((0, 0, 117, 93))  # sides that no block divides
 KINDS = {
@@ -111,12 +111,12 @@ def test_the_reduction_enlarges_no_crop() -> None:
         side = min(drawn.box[2:])
         assert side >= 32 * factor or factor == 1
         assert factor == 8 or side < 32 * 2 * factor
-        top, left, height, width = reduced(drawn, factor).box
+        top, left, height, width = scaled_down(drawn, factor).box
         assert min(height, width) >= (32 if factor > 1 else 1)
         assert top >= 0 and top + height <= -(-301 // factor)
         assert left >= 0 and left + width <= -(-399 // factor)
         assert abs(top * factor - drawn.box[0]) <= factor / 2
-        assert reduced(drawn, 1) == drawn
+        assert scaled_down(drawn, 1) == drawn
 
 
 def test_the_smallest_crop_decides() -> None:

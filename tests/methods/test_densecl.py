@@ -257,7 +257,7 @@ def test_the_queues_take_the_keys_and_not_the_queries() -> None:
     j.method.after_step(j.clock(1), OK)
     keys, dense_keys = j.method.queue.keys, j.method.dense_queue.keys  # type: ignore[union-attr]
     torch.testing.assert_close(keys[8:16], k, rtol=1e-5, atol=1e-5)
-    # One vector an image, the mean over locations before they are made unit vectors.
+    # One vector per image, the mean over locations before they are made unit vectors.
     torch.testing.assert_close(dense_keys[8:16], F.normalize(dense.mean((2, 3)), dim=1), rtol=1e-5, atol=1e-5)
     of_units = F.normalize(F.normalize(dense, dim=1).mean((2, 3)), dim=1)
     assert (of_units - dense_keys[8:16]).abs().max() > 1e-3

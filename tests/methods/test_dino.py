@@ -204,7 +204,7 @@ def test_batchnorm_statistics_are_each_networks_own() -> None:
     means = [n for n in student if n.endswith("running_mean")]
     assert means and all(teacher[n].any() for n in means)
     assert any(not torch.allclose(student[n], teacher[n]) for n in means)
-    # One pass of the teacher's backbone and one a size of the student's.
+    # One pass of the teacher's backbone and one per size of the student's.
     assert {int(teacher[n]) for n in teacher if n.endswith("tracked")} == {1}
     assert {int(student[n]) for n in student if n.endswith("tracked")} == {2}
 

@@ -183,7 +183,7 @@ def test_the_target_follows_linearly_and_keeps_its_own_batch_statistics() -> Non
             torch.testing.assert_close(new, m * old + (1 - m) * now)
     assert momenta == pytest.approx([0.9 + 0.1 * n / 40 for n in range(3)])
     ours, theirs = (dict(getattr(j.method, n).head.named_buffers()) for n in ("anchor", "target"))
-    assert {int(b[k]) for b in (ours, theirs) for k in b if k.endswith("tracked")} == {3}  # one pass a step each
+    assert {int(b[k]) for b in (ours, theirs) for k in b if k.endswith("tracked")} == {3}  # one pass per step each
     assert all(not torch.allclose(ours[k], theirs[k]) for k in ours if k.endswith("running_mean"))
 
 

@@ -79,7 +79,7 @@ TOLERANCE = {
     "densecl vit, shuffled": 1e-5,  # without BatchNorm shuffling changes nothing, if every output comes back in order
     "msn vit": 3e-4,  # of momenta up to 2
     "msn vit without sinkhorn": 3e-4,
-    "msn vit with a mask an image": 3e-4,
+    "msn vit with a mask per image": 3e-4,
     "simclr resnet": 1e-4,
 }
 

@@ -26,7 +26,7 @@ SGD = OptimConfig("sgd", lr=3.2, min_lr=1e-3, warmup_epochs=0, weight_decay=0.01
 
 
 def job(method: MethodConfig, backbone: str = "vit", **settings: Any) -> Job:
-    """A job of 4 steps an epoch and 8 images a step, which are 32 x 32 at most."""
+    """A job of 4 steps per epoch and 8 images per step, which are 32 x 32 at most."""
     name, args = BACKBONES[backbone]
     if backbone == "resnet":  # which has no patches to drop
         method = small(method, mask_ratio=0.0)

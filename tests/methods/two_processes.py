@@ -205,7 +205,7 @@ RUNS: dict[str, Callable[[], Found]] = {
     "densecl vit, shuffled back wrongly": densecl_shuffled_back_wrongly,
     "msn vit": lambda: training(msn),
     "msn vit without sinkhorn": lambda: training(lambda: msn(sinkhorn_rounds=0)),
-    "msn vit with a mask an image": lambda: training(lambda: msn(mask_per_sample=True)),
+    "msn vit with a mask per image": lambda: training(lambda: msn(mask_per_sample=True)),
     "simclr resnet": lambda: training(simclr),
     "bad on the last: dino": lambda: bad_on_the_last(lambda: dino("vit")),
     "bad on the last: msn": lambda: bad_on_the_last(msn),

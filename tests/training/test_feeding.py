@@ -27,7 +27,7 @@ def slow(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         return real(*args)
 
     if name == "apply":
-        monkeypatch.setattr(loader, "applier", lambda _: sleeping)
+        monkeypatch.setattr(loader, "view_function", lambda _: sleeping)
     else:
         monkeypatch.setattr(loader, name, sleeping)
 

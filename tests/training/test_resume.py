@@ -23,7 +23,7 @@ from nolabel.runs import folder
 from nolabel.training import job, loop, resuming, start
 from nolabel.training.interrupts import Stopped
 
-STEPS = 8  # of 3 an epoch: the third epoch is left unfinished
+STEPS = 8  # of 3 per epoch: the third epoch is left unfinished
 
 
 class Crash(BaseException):

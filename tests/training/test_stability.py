@@ -19,7 +19,15 @@ from nolabel.training import loop, monitor, recovery, start
 from nolabel.training import state as training_state
 from nolabel.training import step as training_step
 from nolabel.training.job import History, Job
-from nolabel.training.stability import SMALLEST_SCALE, SPIKE_STEPS, SPIKE_WINDOW, Unstable, facts, spike, verdict
+from nolabel.training.stability import (
+    SMALLEST_SCALE,
+    SPIKE_STEPS,
+    SPIKE_WINDOW,
+    Unstable,
+    decide,
+    describe_bad_step,
+    find_spike,
+)
 
 STEPS = 8
 Poison = Callable[[Callable[[Job, int], bool]], None]
@@ -39,12 +47,12 @@ Poison = Callable[[Callable[[Job, int], bool]], None]
     ],
 )
 def test_verdicts(bad: list[int], rollbacks: int, expected: str) -> None:
-    assert verdict(bad, bad[-1], rollbacks) == expected
+    assert decide(bad, bad[-1], rollbacks) == expected
 
 
 def test_the_facts_name_the_tensor_and_what_to_try() -> None:
     values: dict[str, Tensor | float] = {"loss": torch.tensor(torch.nan), "grad_norm": torch.tensor(2.0), "lr": 0.1}
-    text = facts(values, ["student.head.weight", "x"], 12, "bf16")
+    text = describe_bad_step(values, ["student.head.weight", "x"], 12, "bf16")
     assert "step 12" in text and "2 tensors, first student.head.weight" in text and "bf16" in text
     assert "--optim.lr" in text and len(text.splitlines()) <= 5
 
@@ -272,7 +280,7 @@ def falling(seed: int, steps: int) -> list[float]:
 
 def alarms(losses: list[float]) -> list[int]:
     window = SPIKE_WINDOW + SPIKE_STEPS
-    return [step for step in range(len(losses)) if spike(losses[max(0, step + 1 - window) : step + 1])]
+    return [step for step in range(len(losses)) if find_spike(losses[max(0, step + 1 - window) : step + 1])]
 
 
 def test_planted_spikes_are_found_and_nothing_else() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nolabel.views import Apply, applier
+from nolabel.views import Apply, view_function
 
 
 @pytest.fixture(params=["torch", "numba"])
@@ -10,4 +10,4 @@ def apply(request: pytest.FixtureRequest) -> Apply:
     """The function that makes a view."""
     if request.param == "numba":
         pytest.importorskip("numba", reason="the extra fast is not installed")
-    return applier(request.param)
+    return view_function(request.param)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nolabel.data.demo import world
-from nolabel.views import Drawn, Sources, View, apply, draw, render, table
+from nolabel.views import Drawn, Sources, View, apply, as_rows, draw, render
 
 SIZES = [(128, 128), (96, 128), (128, 70), (150, 149)]
 IMAGES = [
@@ -24,7 +24,7 @@ PLAIN = Drawn((0, 0, 0, 0), False, (), False, 0.0, False)
 def sources(drawn: list[list[Drawn]]) -> Sources:
     """`drawn`: for each image those of its views."""
     pixels = torch.cat([image.permute(1, 2, 0).flatten() for image in IMAGES])
-    return Sources(pixels, torch.tensor(SIZES), torch.stack([table(views) for views in drawn]))
+    return Sources(pixels, torch.tensor(SIZES), torch.stack([as_rows(views) for views in drawn]))
 
 
 def differences(view: View, only: str, device: str) -> Tensor:
@@ -66,7 +66,7 @@ def test_both_placements_make_the_same_views(only: str, size: int, interpolation
 
 def test_the_table_holds_everything_that_was_drawn() -> None:
     drawn = Drawn((3, 5, 40, 50), True, (("hue", 0.25), ("contrast", 1.5)), False, 0.5, True)
-    assert table([drawn]).tolist() == [[3, 5, 40, 50, 4, 2, 0, 0, 0.25, 1.5, 0, 0, 1, 0, 0.5, 1]]
+    assert as_rows([drawn]).tolist() == [[3, 5, 40, 50, 4, 2, 0, 0, 0.25, 1.5, 0, 0, 1, 0, 0.5, 1]]
 
 
 class Sent(TorchDispatchMode):

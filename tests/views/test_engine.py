@@ -7,7 +7,7 @@ import torch
 
 from nolabel.data.demo import world
 from nolabel.errors import UsageError
-from nolabel.views import View, applier, draw, fastest
+from nolabel.views import View, draw, fastest, view_function
 
 IMAGE = torch.from_numpy(world.render(3, 3, 160)[0]).permute(2, 0, 1)
 
@@ -20,7 +20,7 @@ def test_both_make_the_same_views() -> None:
         view = View(size, (0.1, 1.0), jitter=(0.4, 0.4, 0.4, 0.3), jitter_p=0.9, blur=0.7, solarize=0.3)
         for i in range(30):
             drawn = draw(view, (0, 0, i, 0), 160, 160)
-            one, other = (applier(name)(IMAGE, view, drawn).int() for name in ("torch", "numba"))
+            one, other = (view_function(name)(IMAGE, view, drawn).int() for name in ("torch", "numba"))
             assert (one - other).abs().max() <= 1, drawn
             different, pixels = different + int((one != other).sum()), pixels + one.numel()
     assert different / pixels < 1e-4
@@ -30,12 +30,12 @@ def test_both_make_the_same_views() -> None:
 def no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)  # an import of it fails
     monkeypatch.delitem(sys.modules, "nolabel.views.cpu_numba", raising=False)
-    monkeypatch.setattr("nolabel.views.engine.applier", applier.__wrapped__)
+    monkeypatch.setattr("nolabel.views.engine.view_function", view_function.__wrapped__)
 
 
 @pytest.mark.usefixtures("no_numba")
 def test_without_numba_torch_does_it_and_an_error_says_how_to_install_it() -> None:
     assert fastest() == "torch"
     with pytest.raises(UsageError, match=r"pip install 'nolabel\[fast\]'") as error:
-        applier.__wrapped__("numba")
+        view_function.__wrapped__("numba")
     assert len(str(error.value).splitlines()) <= 5

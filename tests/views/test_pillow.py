@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import functional as pil
 
 from nolabel.data.demo import world
-from nolabel.views import Drawn, Sources, View, applier, draw, render, table
+from nolabel.views import Drawn, Sources, View, as_rows, draw, render, view_function
 
 Way = Callable[[Tensor, View, Drawn], Tensor]
 PLAIN = Drawn((0, 0, 0, 0), False, (), False, 0.0, False)
@@ -47,7 +47,7 @@ def by_pillow(image: Tensor, view: View, drawn: Drawn) -> Tensor:
 
 
 def on_the_device(image: Tensor, view: View, drawn: Drawn) -> Tensor:
-    sources = Sources(image.permute(1, 2, 0).flatten(), torch.tensor([image.shape[1:]]), table([drawn])[None])
+    sources = Sources(image.permute(1, 2, 0).flatten(), torch.tensor([image.shape[1:]]), as_rows([drawn])[None])
     (batch,) = render(sources, [view], torch.device("cpu"), (0, 0, 0), (1, 1, 1))
     return (batch[0] * 255).round()
 
@@ -58,7 +58,7 @@ def way(request: pytest.FixtureRequest) -> Way:
         return on_the_device
     if request.param == "numba":
         pytest.importorskip("numba", reason="the extra fast is not installed")
-    return applier(request.param)
+    return view_function(request.param)
 
 
 def photo(seed: int) -> Tensor:

@@ -28,10 +28,10 @@ def parse(kind: Any, args: Sequence[str], program: str, default: Any = None, hel
 
 
 def take_flag(args: list[str], flag: str) -> bool:
-    found = flag in args
-    if found:
+    given = flag in args
+    if given:
         args.remove(flag)
-    return found
+    return given
 
 
 def take_value(args: list[str], option: str) -> str | None:

@@ -10,7 +10,7 @@ from nolabel.data.check import as_dict, check, format_check
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """What is in the data, and what training will skip and why. Decodes every image."""
+    """Report what is in the data, and which files training will skip and why. Decodes every image."""
 
     data: AnyImages
     json: bool = False
@@ -19,5 +19,5 @@ class CheckOptions:
 
 def run_check(args: list[str]) -> None:
     options = parse(CheckOptions, args, "nolabel check")
-    found = check(options.data)
-    console.result(json.dumps(as_dict(found), indent=2) if options.json else format_check(found))
+    result = check(options.data)
+    console.result(json.dumps(as_dict(result), indent=2) if options.json else format_check(result))

@@ -29,12 +29,12 @@ from nolabel.weights.load import load_weights
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The whole tour on pictures of a small made-up world: train, measure, look, hand over the weights."""
+    """Take the whole tour on pictures of a small made-up world: train, measure, look, hand over the weights."""
 
     out: Path = Path("nolabel-demo")
-    """Run folder; the pictures lie beside it in OUT-world."""
+    """Run folder; the pictures are beside it in OUT-world."""
     recipe: Literal["simclr-small", "dino-small"] = "simclr-small"
-    """SimCLR learns in minutes; DINO needs thousands of steps: give it more --minutes."""
+    """Recipe to train with. SimCLR learns in minutes; DINO needs thousands of steps: give it more --minutes."""
     minutes: float = 3.0
     """Training time on this machine, measured before the start."""
     seed: int = 0
@@ -48,12 +48,12 @@ def run_demo(args: list[str]) -> None:
 
 
 WORLD_NAMES = re.compile(rf"\.nolabel-demo|(train|val)/(({'|'.join(world.CLASSES)})/(\d{{5}}\.png)?)?")
-"""What a world consists of; all else in its folder is not replaced."""
+"""Names of files in a world. A folder that holds others is not replaced."""
 NUM_TRAIN, NUM_VAL, PICTURE = 6000, 1500, 96
 
 
 def demo(out: Path, recipe: str, minutes: float, seed: int, overwrite: bool) -> None:
-    """Make the world, train for `minutes`, measure, draw, and say where everything lies."""
+    """Make the world, train for `minutes`, measure, draw, and report where everything is."""
     if minutes <= 0:
         raise UsageError("--minutes is more than 0: four are enough for SimCLR, an hour for DINO.")
     started = time.monotonic()
@@ -73,7 +73,7 @@ def demo(out: Path, recipe: str, minutes: float, seed: int, overwrite: bool) -> 
 
 
 def ending(run: Run) -> str:
-    """What a user needs at the end: where the weights are, and three lines that load them."""
+    """Closing words for the user: where the weights are, and three lines that load them."""
     return (
         f"The weights are in {run.path}/weights. Load them with\n\n"
         "    import timm\n"
@@ -84,14 +84,14 @@ def ending(run: Run) -> str:
 
 
 def _world(folder: Path, seed: int) -> Path:
-    """The folder of pictures; one that an earlier demo made is used again if it is the same, else replaced."""
+    """Make the folder of pictures; one of an earlier demo is used again if it is the same, else replaced."""
     made, name = folder / ".nolabel-demo", f"{NUM_TRAIN} {NUM_VAL} {SIZE} {seed}"
     if made.is_file() and made.read_text(encoding="utf-8") == name:
         return folder
     if made.is_file():
-        found = marks.content(folder, WORLD_NAMES)
-        marks.check_strange(folder, found)
-        marks.remove(folder, found.own)
+        content = marks.content(folder, WORLD_NAMES)
+        marks.check_strange(folder, content)
+        marks.remove(folder, content.own)
     console.note(f"Making a world of {NUM_TRAIN + NUM_VAL:,} pictures in {folder}: {', '.join(world.CLASSES)} ...")
     world.write(folder, NUM_TRAIN, NUM_VAL, SIZE, seed)
     made.write_text(name, encoding="utf-8")
@@ -105,7 +105,7 @@ def _config(out: Path, folder: Path, recipe: str, seed: int) -> TrainConfig[Any]
 
 
 def _pictures(run: Run, seed: int) -> None:
-    """Where the network looks and its features in colours, for a new picture of each class at a larger size."""
+    """Draw attention and features in colours, for a new picture of each class at a larger size."""
     loaded = load_weights(run.path)
     net, folder = loaded.backbone, run.path / "pictures"
     folder.mkdir(exist_ok=True)

@@ -21,21 +21,21 @@ from nolabel.weights.load import load_weights
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """The features of all images of DATA in one file. docs/reference/embed.md says what is in it."""
+    """Write the features of all images of DATA to one file. docs/reference/embed.md describes it."""
 
     weights: Annotated[str, Positional, tyro.conf.arg(metavar="WEIGHTS")]
-    """A run, a folder in timm's layout, a .safetensors file, random:BACKBONE, or a cached timm name."""
+    """Weights: a run, a folder in timm's layout, a .safetensors file, random:BACKBONE, or a cached timm name."""
     data: AnyImages
     out: Path
-    """FILE.npz or FILE.parquet."""
+    """File to write: FILE.npz or FILE.parquet."""
     labelled: bool = False
-    """DATA has class folders, with or without splits: write split and class, too; other images are left out."""
+    """Write split and class, too: DATA has class folders, with or without splits. Other images are left out."""
     blocks: int = 1
-    """Last blocks of a plain ViT whose class tokens are joined, earlier first."""
+    """Number of last blocks of a plain ViT whose class tokens are joined, earlier first."""
     mean_patches: bool = False
     """Join the mean of the last block's patches, too (plain ViTs)."""
     before_norm: bool = False
-    """Class tokens before the final norm (plain ViTs)."""
+    """Take class tokens before the final norm (plain ViTs)."""
     overwrite: bool = False
     """Replace the file at --out."""
     image_size: int | None = None
@@ -43,9 +43,9 @@ class EmbedOptions:
     precision: Precision = "fp32"
     """Precision of forward passes: fp32, or mixed with bf16 or fp16."""
     device: str = "auto"
-    """Where features are computed."""
+    """Device on which features are computed."""
     batch_size: int = 128
-    """Images a forward pass."""
+    """Images per forward pass."""
     workers: int = 0
     """Processes that decode images."""
     cache: bool = True
@@ -77,5 +77,5 @@ def embed(args: list[str]) -> None:
     done = embed_images(loaded, o.data, o.out, layout, config, o.before_norm, o.labelled)
     if done.num_unreadable:
         left_out = f"{done.num_unreadable} images that can't be read are left out"
-        console.note(f"{left_out}: `nolabel check {o.data}` says why")
+        console.note(f"{left_out}: `nolabel check {o.data}` reports why")
     console.result(f"{done.path}: {done.num_images} images, {done.width} numbers each")

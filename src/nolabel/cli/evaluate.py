@@ -25,7 +25,7 @@ class EvalOptions(Generic[C]):
     """Weights and data; settings of the protocol."""
 
     weights: Weights
-    """A run, a folder in timm's layout, a .safetensors file, random:BACKBONE, or a cached timm name."""
+    """Weights: a run, a folder in timm's layout, a .safetensors file, random:BACKBONE, or a cached timm name."""
     data: Data
     """Images to measure on; docs/evals has a page for each protocol with the layouts it takes."""
     settings: Annotated[C, tyro.conf.arg(name="")]
@@ -49,7 +49,7 @@ def run_evaluate(args: list[str]) -> None:
     name, protocol = args[0], EVERY[args[0]]
     default = EvalOptions(tyro.MISSING, tyro.MISSING, protocol.Config(device="auto"))
     summary = PROTOCOLS[name]
-    about = f"{summary[0].upper()}{summary[1:]}. docs/evals/{name}.md says exactly what is measured."
+    about = f"{summary[0].upper()}{summary[1:]}. docs/evals/{name}.md describes exactly what is measured."
     options = parse(EvalOptions[protocol.Config], args[1:], f"nolabel eval {name}", default, about)  # type: ignore[name-defined]
     loaded = load_weights(options.weights, options.backbone, options.allow_pth)
     settings = dataclasses.replace(options.settings, device=str(find_device(options.settings.device)))

@@ -13,14 +13,14 @@ from nolabel.weights.load import load_weights
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Weights in the format of another tool. The export is opened in that tool, and its features are compared."""
+    """Write weights in the format of another tool, open them in that tool, and compare the features."""
 
     weights: Weights
-    """A run, a folder in timm's layout, a .safetensors file, random:BACKBONE, or a cached timm name."""
+    """Weights: a run, a folder in timm's layout, a .safetensors file, random:BACKBONE, or a cached timm name."""
     to: str
-    """Format: timm."""
+    """Format of the export: timm."""
     out: Path
-    """New folder or file."""
+    """New folder or file to write."""
     backbone: str | None = None
     """timm name of a bare weight file."""
     allow_pth: bool = False

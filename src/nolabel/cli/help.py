@@ -9,7 +9,7 @@ from nolabel.config.describe import Setting, describe_settings
 from nolabel.settings import HEADINGS, Heading
 
 INDENT = 26
-"""Columns of the option's name; a longer name has the sentence on the next line."""
+"""Columns for the option's name; a longer name has the sentence on the next line."""
 
 
 _KINDS = {"text": "TEXT", "int": "N", "float": "X"}

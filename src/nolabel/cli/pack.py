@@ -13,21 +13,21 @@ from nolabel.data.packing import Packing, pack
 
 @dataclass(frozen=True)
 class PackOptions:
-    """The images of DATA in a few tar files with an index. docs/reference/data-formats.md says what it is good for."""
+    """Pack the images of DATA into a few tar files with an index. docs/reference/data-formats.md explains when."""
 
     data: AnyImages
     out: Path
     """New folder for the shards."""
     short_side: int | None = None
-    """Make larger images so small that their shorter side has so many pixels, as JPEG; by default files stay."""
+    """Shrink larger images until their shorter side has this many pixels, as JPEG; by default files stay."""
     quality: int = 95
     """Quality of these JPEGs, 1 to 100."""
     shard_mb: int = 256
-    """Megabytes of a shard."""
+    """Megabytes per shard."""
     subfolder: str | None = None
-    """Only the images below it."""
+    """Pack only the images below this folder of DATA."""
     threads: int | None = None
-    """Threads that read, decode and encode; by default one a core, at most 8."""
+    """Threads that read, decode and encode; by default one per core, at most 8."""
 
 
 def run(args: list[str]) -> None:

@@ -23,16 +23,16 @@ def run_resume(args: list[str]) -> None:
     allow = take_flag(args, "--allow-change")
     if not args or args[0].startswith("-"):
         raise UsageError("Usage: nolabel resume RUN [options]      every option: nolabel resume RUN --help")
-    found = Run(args.pop(0))
+    run = Run(args.pop(0))
     changed: dict[str, Any] = {}
     if args:
-        stored = load_run(found.path)
+        stored = load_run(run.path)
         kind = type(stored)[type(stored.method)]  # type: ignore[index]
         if any(a in ("-h", "--help") for a in args):
-            console.result(format_help(stored, f"nolabel resume {found.path} [options]", RESUME_HELP))
+            console.result(format_help(stored, f"nolabel resume {run.path} [options]", RESUME_HELP))
             return
-        asked = parse(kind, args, f"nolabel resume {found.path}", stored, RESUME_HELP)
+        asked = parse(kind, args, f"nolabel resume {run.path}", stored, RESUME_HELP)
         changed = dataclasses.asdict(asked)
-    if found.status()["state"] == "done" and not changed:
-        console.note(f"{found.path} is finished: nothing to do.")
-    print_weights(resume(found.path, changed, allow))
+    if run.status()["state"] == "done" and not changed:
+        console.note(f"{run.path} is finished: nothing to do.")
+    print_weights(resume(run.path, changed, allow))

@@ -30,10 +30,10 @@ USAGE = (
 
 @dataclass(frozen=True)
 class ShowOptions:
-    """Pictures of what a network sees, as PNG files."""
+    """Draw what a network sees, as PNG files."""
 
     weights: Annotated[str, Positional, tyro.conf.arg(metavar="WEIGHTS")]
-    """As in `nolabel eval`."""
+    """Weights, as in `nolabel eval`."""
     images: Annotated[tuple[Path, ...], Positional, tyro.conf.arg(metavar="IMAGE ...")]
     """Image files, or folders of them."""
     out: Path
@@ -43,9 +43,9 @@ class ShowOptions:
     keep: float = 0.6
     """Share of the attention that the masks hold."""
     limit: int = 32
-    """Images taken from a folder."""
+    """Largest number of images taken from a folder."""
     clip: bool = False
-    """attention: the images are frames in the order of their names, or one GIF or WebP; write one animation."""
+    """Write one animation of attention: the images are frames in the order of their names, or one GIF or WebP."""
     device: str = "auto"
     backbone: str | None = None
     """timm name of a bare weight file."""
@@ -102,7 +102,7 @@ def _targets(kind: str, options: ShowOptions, names: Sequence[str]) -> list[Path
 def _make_folder(options: ShowOptions, targets: Sequence[Path]) -> None:
     """Make the folder of the pictures and mark it: below DATA it is left out, so that no picture becomes data.
 
-    UsageError where the images are in it, and where a file there was drawn by somebody else.
+    UsageError where the images are in it, or where nolabel has not drawn a file in it.
     """
     out = options.out
     if out.is_dir() and any(path.is_dir() and path.samefile(out) for path in options.images):

@@ -15,7 +15,7 @@ from nolabel.training.start import train
 
 TRAIN_HELP = (
     "Pre-train a backbone on the images of DATA; --out names the new run folder. Besides the options below: --dry-run "
-    "only says what would happen, --overwrite replaces an earlier run, --config FILE starts from its settings. "
+    "only reports what would happen, --overwrite replaces an earlier run, --config FILE starts from its settings. "
     "`auto` is resolved before the first step and kept on resume."
 )
 
@@ -29,7 +29,7 @@ def run_train(args: list[str]) -> None:
             "nolabel train RECIPE DATA --out RUN [options]      start from a recipe: nolabel list recipes\n"
             "nolabel train --config FILE [DATA] --out RUN       start from the config.yaml of another run\n\n"
             "  --overwrite    replace the run at RUN\n"
-            "  --dry-run      only say what would happen\n\n"
+            "  --dry-run      only report what would happen\n\n"
             "Every other option: nolabel train dino --help"
         )
         return
@@ -51,6 +51,6 @@ def run_train(args: list[str]) -> None:
 
 
 def print_weights(finished: Run) -> None:
-    """What a user needs at the end: where the weights are, and how to load them."""
+    """Closing words for the user: where the weights are, and how to load them."""
     if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun keep silent; the group is gone by now
         console.closing_words(ending(finished))

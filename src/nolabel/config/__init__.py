@@ -1,9 +1,9 @@
 """The settings of a run: their schema, their files, and what `auto` means."""
 
 from nolabel.config.changes import check_changes
-from nolabel.config.resolve import check, find_device, fit_processes, known, processors, resolve
+from nolabel.config.resolve import check, find_device, processors, resolve, resolved, split_over_processes
 from nolabel.config.schema import TrainConfig
-from nolabel.config.text import differences, local_path, local_paths, plain, shrunk, to_yaml, update
+from nolabel.config.text import differences, local_path, local_paths, plain, shortened_warmups, to_yaml, update
 from nolabel.files import read_yaml
 
 __all__ = [
@@ -12,15 +12,15 @@ __all__ = [
     "check_changes",
     "differences",
     "find_device",
-    "fit_processes",
-    "known",
     "local_path",
     "local_paths",
     "plain",
     "processors",
     "read_yaml",
     "resolve",
-    "shrunk",
+    "resolved",
+    "shortened_warmups",
+    "split_over_processes",
     "to_yaml",
     "update",
 ]

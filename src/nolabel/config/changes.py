@@ -1,4 +1,4 @@
-"""Which settings may change when a run is resumed."""
+"""Settings that may change when a run is resumed."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ SCHEDULES = ("epochs", "steps", "stretch")
 
 
 class Difference(NamedTuple):
-    """One setting that a resumed run is to have otherwise."""
+    """One setting that changes when a run is resumed."""
 
     name: str
     before: Any
@@ -21,7 +21,7 @@ class Difference(NamedTuple):
 
 
 def changes(before: TrainConfig[Any], after: TrainConfig[Any]) -> list[Difference]:
-    """What differs, by dotted name."""
+    """The settings that differ, by dotted name."""
     old, new = differences(after, before), differences(before, after)
     return [Difference(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys())]
 
@@ -35,13 +35,13 @@ def class_of(name: str, config: TrainConfig[Any]) -> Change:
 def check_changes(
     before: TrainConfig[Any], after: TrainConfig[Any], allowed: bool, agreed: Collection[str] = ()
 ) -> list[str]:
-    """A line for each change but those of `agreed`, lines that were given before.
+    """A line for each change except those in `agreed`, the lines of earlier resumes.
 
-    UsageError for one that is refused, or that is not safe and not `allowed`.
+    UsageError for a change that is refused, or that is not safe and not `allowed`.
     """
-    found = {f"{c.name}: {c.before} -> {c.after}": c.name for c in changes(before, after)}
+    lines_to_names = {f"{c.name}: {c.before} -> {c.after}": c.name for c in changes(before, after)}
     by_class: dict[Change, list[str]] = {"safe": [], "allow": [], "refused": []}
-    for line, name in found.items():
+    for line, name in lines_to_names.items():
         by_class[class_of(name, before)] += [line] if line not in agreed else []
     if type(before.method) is not type(after.method):
         by_class["refused"] = [f"method_name: {type(before.method).__name__} -> {type(after.method).__name__}"]
@@ -55,10 +55,10 @@ def check_changes(
     if by_class["allow"] and not allowed:
         raise UsageError(
             f"Another {_names(by_class['allow'])} gives another run from here on.\n"
-            f"{_few(by_class['allow'])}\nAdd --allow-change if that is what you want; events.jsonl will say so."
+            f"{_few(by_class['allow'])}\nAdd --allow-change if that is what you want; events.jsonl will record it."
         )
-    lines = [line for line in found if line not in agreed]
-    if any(found[line] in SCHEDULES for line in lines):
+    lines = [line for line in lines_to_names if line not in agreed]
+    if any(lines_to_names[line] in SCHEDULES for line in lines):
         lines.append("The schedules follow the new length from here on: learning rate and momentum jump to it.")
     return lines
 

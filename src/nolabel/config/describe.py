@@ -1,4 +1,4 @@
-"""Settings described: mark, type and sentence of each field, read from the schema itself."""
+"""Describe settings: mark, type and sentence of each field, read from the schema itself."""
 
 import ast
 import dataclasses
@@ -24,7 +24,7 @@ class Setting(NamedTuple):
     about: str
     mark: Mark
     hidden: bool
-    """Not an option: filled in by nolabel itself."""
+    """Whether nolabel fills the setting in, so that it is no option."""
 
 
 def describe_settings(config: Any, prefix: str = "") -> list[Setting]:
@@ -52,7 +52,7 @@ def mark_of(config: Any, field: str) -> Mark:
 
 
 def marks_of(config: Any, field: str) -> tuple[Any, ...]:
-    """All that annotates a field of a dataclass: our mark, and those of the command line."""
+    """All annotations of a field of a dataclass: our mark, and those of the command line."""
     hint = typing.get_type_hints(type(config), include_extras=True).get(field)
     return getattr(hint, "__metadata__", ())
 

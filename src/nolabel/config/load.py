@@ -1,4 +1,4 @@
-"""Settings loaded from a recipe, from a file, or from a run; and the text of config.yaml that they go back into."""
+"""Load settings from a recipe, a file or a run, and write them as the text of config.yaml."""
 
 import dataclasses
 from collections.abc import Collection
@@ -15,7 +15,7 @@ from nolabel.recipes import find
 from nolabel.settings import HEADINGS
 
 OLD_DEFAULTS = {"augment": "cpu", "view_engine": "torch"}
-"""Values of settings in runs whose config.yaml does not have them."""
+"""Values of settings that the config.yaml of an older run does not have."""
 
 
 def load_recipe(name: str) -> TrainConfig[Any]:
@@ -27,12 +27,12 @@ def load_recipe(name: str) -> TrainConfig[Any]:
 
 
 def load_file(path: Path) -> TrainConfig[Any]:
-    """The settings of a config.yaml, for a new run: its `out` is left empty. UsageError where they are none."""
+    """The settings of a config.yaml, for a new run: `out` is left empty. UsageError where it holds no settings."""
     return from_mapping(read_yaml(path) | {"out": ""}, str(path))
 
 
 def load_run(folder: Path) -> TrainConfig[Any]:
-    """The settings of the run in `folder`, wherever it lies now; those of before some setting existed, too."""
+    """The settings of the run in `folder`, also after it was moved, and of runs older than some settings."""
     file = folder / "config.yaml"
     config: TrainConfig[Any] = local_paths(
         from_mapping(OLD_DEFAULTS | read_yaml(file) | {"out": str(folder)}, str(file))
@@ -41,7 +41,7 @@ def load_run(folder: Path) -> TrainConfig[Any]:
 
 
 def from_mapping(values: dict[str, Any], where: str) -> TrainConfig[Any]:
-    """The settings in the mapping of a config.yaml; `where` names it in errors. UsageError where they are none."""
+    """The settings in the mapping of a config.yaml; `where` names it in errors. UsageError where it holds none."""
     name = values.get("method_name")
     if name not in list(METHODS):  # a list compares; a dict would hash what a file may hold
         raise UsageError(f"{where} names no method: expected method_name to be one of {', '.join(METHODS)}.")

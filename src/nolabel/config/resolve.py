@@ -1,4 +1,4 @@
-"""What `auto` becomes, and which settings cannot work. All of it before the first step."""
+"""Resolve `auto`, and refuse settings that cannot work, before the first step."""
 
 import os
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ LOWEST = {
 }
 
 BETWEEN_LOOKS = 12_800
-"""Images trained on between two evaluations, at least: one of 256 images and its pictures costs about 1 % of that."""
+"""Least number of images between two evaluations: one of 256 images with its pictures costs about 1 % of that."""
 
 
 def find_device(name: str) -> torch.device:
@@ -51,7 +51,7 @@ def resolve(config: TrainConfig[Any], num_images: int, world_size: int, device: 
         "precision": _precision(device),
         "micro_batch": share,
         "workers": workers,
-        # On a CPU the same cores would make the views, and slower; elsewhere nobody has tried. placement.py measures.
+        # On a CPU the same cores would make the views, and slower; other devices are untested. view_placement measures.
         "augment": "auto" if device.type == "cuda" else "cpu",
         "view_engine": fastest(),
         # Threads beyond the free processors wait for each other.
@@ -67,13 +67,13 @@ def resolve(config: TrainConfig[Any], num_images: int, world_size: int, device: 
 
 
 def processors(world_size: int, device: torch.device) -> int:
-    """How many of the processors are there for one process of the run."""
+    """The number of processors per process of the run."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cpus // (world_size if device.type == "cpu" else _local_world()))
 
 
-def fit_processes(config: TrainConfig[Any], before: int | None) -> TrainConfig[Any]:
-    """The settings of a run that is resumed, for as many processes as there are now. UsageError where it can't split.
+def split_over_processes(config: TrainConfig[Any], before: int | None) -> TrainConfig[Any]:
+    """The settings of a resumed run, for the present number of processes. UsageError where the batch can't be split.
 
     The global batch, its order and its views stay. A micro-batch that was the share of each of the processes `before`,
     or does not fit, becomes the share of one now: in smaller pieces BatchNorm would see fewer images than before.
@@ -86,14 +86,14 @@ def fit_processes(config: TrainConfig[Any], before: int | None) -> TrainConfig[A
     return config if fits else replace(config, micro_batch=share)
 
 
-def known(value: int | Literal["auto"]) -> int:
-    """A setting after `resolve`."""
+def resolved(value: int | Literal["auto"]) -> int:
+    """The value of a setting after `resolve`, which replaces every `auto`."""
     assert value != "auto", "resolve comes first"
     return value
 
 
 def check(config: TrainConfig[Any], views: Sequence[View], patch_size: int | None, couples_batch: bool) -> list[str]:
-    """Refuse crops that don't fit the patches, and contradictions; warnings for what works but surprises people."""
+    """Refuse contradictions and crops that don't fit the patches; return warnings for settings that surprise people."""
     for view in views:
         if view.size < 1:
             raise UsageError(f"A crop of {view.size} px is no image: use 1 px or more.")

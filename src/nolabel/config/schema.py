@@ -28,7 +28,7 @@ class TrainConfig(Generic[M]):
     """Name of the recipe that the defaults come from."""
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA"), Mark("data", "safe", everyday=True)] = ""
-    """Images to train on, in one of the forms that `nolabel --help` lists."""
+    """Images to train on; `nolabel --help` lists their forms."""
     out: Annotated[str, Mark("data", "safe", everyday=True)] = ""
     """Run folder to create."""
     labels: Annotated[str | None, Mark("data", "safe", everyday=True)] = None
@@ -36,9 +36,9 @@ class TrainConfig(Generic[M]):
     subfolder: Annotated[str | None, Mark("data", "safe")] = None
     """Train only on the images below this folder of DATA, such as train."""
     mean: Annotated[tuple[float, float, float], Mark("data", "refused")] = IMAGENET_MEAN
-    """Subtracted from each channel of images in 0..1."""
+    """Mean per channel, subtracted from images in 0..1."""
     std: Annotated[tuple[float, float, float], Mark("data", "refused")] = IMAGENET_STD
-    """Divides each channel."""
+    """Standard deviation per channel, by which images in 0..1 are divided."""
 
     backbone: Annotated[str, Mark("training", "refused", everyday=True)] = "vit_small_patch16_224"
     """timm name of the network."""
@@ -67,7 +67,7 @@ class TrainConfig(Generic[M]):
     """Copy the metrics into RUN/tensorboard as they come (extra tensorboard); if that fails, training goes on."""
 
     device: Annotated[str, Mark("speed", "safe", everyday=True)] = "auto"
-    """auto: cuda, else mps, else cpu."""
+    """Device to train on. auto: cuda, else mps, else cpu."""
     workers: Annotated[Count, Mark("speed", "safe", everyday=True)] = "auto"
     """Processes that prepare images."""
     grad_checkpointing: Annotated[bool, Mark("speed", "safe")] = False
@@ -78,7 +78,7 @@ class TrainConfig(Generic[M]):
     seed: Annotated[int, Mark("exactness", "refused", everyday=True)] = 0
     """Seed of everything random: weights, order of the images, views, masks."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Mark("exactness", "allow", everyday=True)] = "auto"
-    """auto: bf16 where the hardware multiplies it fast, else fp32."""
+    """Precision of forward and backward passes. auto: bf16 where the hardware multiplies it fast, else fp32."""
     micro_batch: Annotated[Count, Mark("exactness", "allow", everyday=True)] = "auto"
     """Images per forward pass of a process; the gradients of a step are summed. auto: all at once."""
     compile: Annotated[bool, Mark("exactness", "allow")] = False

@@ -14,14 +14,14 @@ from nolabel.errors import UsageError, nearest
 
 
 def to_yaml(config: Any, names: Sequence[str] | None = None) -> str:
-    """The settings as YAML, in the order of the fields; or those of these `names`, in their order."""
+    """The settings as YAML, in the order of the fields; with `names` only these, in the order of `names`."""
     values = plain(config)
     chosen = values if names is None else {name: values[name] for name in names}
     return yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True)
 
 
 def local_path(path: str) -> str:
-    """`path` as this system can open it: where names are ASCII, `é` is the bytes that it has elsewhere, in UTF-8."""
+    """`path` as this system can open it: where file names are ASCII, `é` becomes its bytes in UTF-8."""
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
@@ -57,12 +57,12 @@ def update(config: Any, values: dict[str, Any], where: str = "") -> Any:
 
 
 def differences(config: Any, default: Any) -> dict[str, Any]:
-    """What `config` changes: the default's values by dotted name. Settings that were `auto` don't count."""
+    """The default's values of all settings that `config` changes, by dotted name. An `auto` default doesn't count."""
     now, before = _flat(plain(config)), _flat(plain(default))
     return {name: old for name, old in before.items() if old != "auto" and now.get(name) != old}
 
 
-def shrunk(before: Any, after: Any) -> list[str]:
+def shortened_warmups(before: Any, after: Any) -> list[str]:
     """A line for each warm-up that `resolve` has made shorter, because it was longer than the run."""
     now = _flat(plain(after))
     return [

@@ -21,7 +21,7 @@ from nolabel.data.names import printable
 from nolabel.data.order import images_at
 from nolabel.data.workers import MAX_RESTARTS, PREFETCH, DeadWorker, restarted, survives
 from nolabel.errors import DataError
-from nolabel.views import Apply, Drawn, Sources, View, applier, apply, draw, reduced, reduction, table
+from nolabel.views import Apply, Drawn, Sources, View, apply, as_rows, draw, reduction, scaled_down, view_function
 
 
 class Stream(NamedTuple):
@@ -148,7 +148,7 @@ Key = tuple[int, int, int, int]
 
 
 class Crops(NamedTuple):
-    """One image's views (or its pixels and table), and the time they took."""
+    """One image's views (or its pixels and the rows of `as_rows`), and the time they took."""
 
     views: list[Tensor]
     decode_ms: float
@@ -185,9 +185,9 @@ def cut(
 
 
 def whole(data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool = False) -> Crops:
-    """The image in `data` (H, W, 3) uint8 uncut, and the `table` of its views; BadImage as in `cut`."""
+    """The image in `data` (H, W, 3) uint8 uncut, and the parameters of its views (`as_rows`); BadImage as in `cut`."""
     image, drawn, decode_ms, draw_ms = _decoded(data, views, keys, full_decode)
-    return Crops([image.permute(1, 2, 0).contiguous(), table(drawn)], decode_ms, draw_ms)
+    return Crops([image.permute(1, 2, 0).contiguous(), as_rows(drawn)], decode_ms, draw_ms)
 
 
 def _decoded(
@@ -203,7 +203,7 @@ def _decoded(
     image = load(opened, factor)
     times.append(perf_counter())
     opening, drawing, loading = (1000 * (b - a) for a, b in pairwise(times))
-    return image, [reduced(one, factor) for one in drawn], opening + loading, drawing
+    return image, [scaled_down(one, factor) for one in drawn], opening + loading, drawing
 
 
 def _first_good(stream: Stream, epoch: int, sample: int, known: dict[int, BadFile]) -> Item:
@@ -226,7 +226,7 @@ def _first_good(stream: Stream, epoch: int, sample: int, known: dict[int, BadFil
                 if stream.whole:
                     crops = whole(data, stream.views, keys, stream.full_decode)
                 else:
-                    crops = cut(data, stream.views, keys, stream.full_decode, applier(stream.engine))
+                    crops = cut(data, stream.views, keys, stream.full_decode, view_function(stream.engine))
                 return crops._replace(decode_ms=crops.decode_ms + reading), bad
         except BadImage as error:
             known[index] = BadFile(images.names[index], error.reason, error.detail, len(data))

@@ -26,7 +26,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process prints and writes."""
+    """Whether this is the process that prints and writes."""
     return rank() == 0
 
 

@@ -20,12 +20,12 @@ def data_parallel(module: nn.Module) -> nn.Module:
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # the old name warns
     option: dict[str, Any] = {name: False}
-    # Gradients that lie in what is sent: neither a second copy of all of them in memory nor the copying, each step.
+    # Gradients are views of the buffers that are sent: this saves a second copy of them, and the copying in each step.
     return DistributedDataParallel(module, gradient_as_bucket_view=True, **option)
 
 
 def gradients_stay(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Within it, backward passes add up gradients in this process and send none: for all micro-batches but the last."""
+    """Let backward passes in the block add up gradients and send none, for all micro-batches but the last."""
     if isinstance(model, DistributedDataParallel):
         return model.no_sync()
     return contextlib.nullcontext()

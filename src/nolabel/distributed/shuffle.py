@@ -1,7 +1,7 @@
 """Shuffling BatchNorm (He et al. 2020, section 3.3): each process normalises keys of images that it does not query.
 
 Without it, or BatchNorm over the joined batch, an image and its key would share the statistics of one small batch, and
-the network could tell the right key by them. In a single process there is nobody to exchange images with.
+the network could find the right key by them. A single process has no other process to exchange images with.
 """
 
 import torch
@@ -33,9 +33,9 @@ def _reorder(x: Tensor, order: Tensor) -> Tensor:
 @torch.no_grad()
 def average_statistics(module: nn.Module, ok: Tensor) -> None:
     """Give every process the mean of all running statistics, where `ok` (0-d) is 1: buffers stay equal everywhere."""
-    found = [b for n, b in module.named_buffers() if n.endswith(("running_mean", "running_var"))]
-    if not (found and distributed.active()):
+    buffers = [b for n, b in module.named_buffers() if n.endswith(("running_mean", "running_var"))]
+    if not (buffers and distributed.active()):
         return
-    means = distributed.all_mean(torch.cat(found))
-    for buffer, mean in zip(found, torch.split(means, [len(b) for b in found]), strict=True):
+    means = distributed.all_mean(torch.cat(buffers))
+    for buffer, mean in zip(buffers, torch.split(means, [len(b) for b in buffers]), strict=True):
         buffer.copy_(torch.where(ok.bool(), mean, buffer))

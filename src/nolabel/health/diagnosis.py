@@ -28,10 +28,10 @@ class Diagnosis(NamedTuple):
     """The verdict on a run."""
 
     kind: str
-    """healthy, warming up, uniform, constant, same output, dimensional, unused prototypes, no contrast, one location,
-    place, dense head idle, dead data, exploding, not finite"""
+    """One of: healthy, warming up, uniform, constant, same output, dimensional, unused prototypes, no contrast,
+    one location, place, dense head idle, dead data, exploding, not finite."""
     words: str
-    """What happened, with numbers, and what to change; empty where all is well."""
+    """Description of the problem with numbers, and what to change; empty where all is well."""
 
     @property
     def alarm(self) -> bool:
@@ -45,7 +45,7 @@ class Series(NamedTuple):
     """The lines of metrics.jsonl that rules look at, each part in ascending steps."""
 
     records: Sequence[Record]
-    """All of them."""
+    """All lines of the run."""
     window: Sequence[Record]
     """Log lines of the last `WINDOW` steps."""
     evaluations: Sequence[Record]
@@ -53,7 +53,7 @@ class Series(NamedTuple):
 
 
 def diagnose(records: Sequence[Record], facts: RunFacts) -> Diagnosis:
-    """Verdict on a run at its last step. `records` ascend in "step"; log and evaluation lines alike."""
+    """Diagnose a run at its last step. `records` ascend in "step" and hold log and evaluation lines."""
     if not records:
         return WARMING
     now = records[-1]["step"]
@@ -70,7 +70,7 @@ def diagnose(records: Sequence[Record], facts: RunFacts) -> Diagnosis:
 
 
 def judge_data(series: Series, facts: RunFacts) -> Diagnosis | None:
-    """Images that are nearly all the same."""
+    """Detect images that are nearly all the same."""
     distinct = next((r["distinct_images"] for r in series.records if "distinct_images" in r), None)
     if distinct is None or distinct > 0.1:
         return None
@@ -82,7 +82,7 @@ def judge_data(series: Series, facts: RunFacts) -> Diagnosis | None:
 
 
 def judge_weight_growth(series: Series, facts: RunFacts) -> Diagnosis | None:
-    """Weights that grow many times over: a learning rate far too high shows there first."""
+    """Detect weights that grow many times over: a learning rate far too high shows there first."""
     norms = [(r["step"], r["weight_norm"]) for r in series.records if r.get("weight_norm")]
     early = bool(norms) and norms[-1][0] <= facts.warmup_steps + SETTLE
     if len(norms) < 2 or norms[-1][1] < (3 if early else 10) * norms[0][1]:
@@ -96,7 +96,7 @@ def judge_weight_growth(series: Series, facts: RunFacts) -> Diagnosis | None:
 
 
 def judge_outputs(series: Series, facts: RunFacts) -> Diagnosis | None:
-    """Outputs over prototypes that hold no information about the image."""
+    """Detect outputs over prototypes that hold no information about the image."""
     if facts.num_outputs is None:
         return None
     window, most = series.window, math.log(facts.num_outputs)
@@ -126,7 +126,7 @@ def judge_outputs(series: Series, facts: RunFacts) -> Diagnosis | None:
 
 
 def judge_prototype_use(series: Series, facts: RunFacts) -> Diagnosis | None:
-    """A mean prediction far from even use (`memax_gap`), so that few prototypes take all images."""
+    """Detect a mean prediction far from even use (`memax_gap`), so that few prototypes take all images."""
     gaps = _values(series.window, "memax_gap")
     if facts.num_outputs is None or not gaps:
         return None
@@ -142,7 +142,7 @@ def judge_prototype_use(series: Series, facts: RunFacts) -> Diagnosis | None:
 
 
 def judge_contrast(series: Series, facts: RunFacts) -> Diagnosis | None:
-    """Positives (`positive_similarity`) that are no nearer than negatives (`negative_similarity`)."""
+    """Detect positives (`positive_similarity`) that are no nearer than negatives (`negative_similarity`)."""
     pairs = [(r.get("positive_similarity"), r.get("negative_similarity")) for r in series.window]
     gaps = [positive - negative for positive, negative in pairs if positive is not None and negative is not None]
     if not gaps or max(gaps) >= 0.02:
@@ -156,7 +156,7 @@ def judge_contrast(series: Series, facts: RunFacts) -> Diagnosis | None:
 
 
 def judge_output_drain(series: Series, facts: RunFacts) -> Diagnosis | None:
-    """A collapse to one output under way: sure outputs that hold less and less information about the image.
+    """Detect a collapse to one output under way: sure outputs that hold less and less information about the image.
 
     Sure outputs alone are no fault, for they may be sure of different things; then their information grows.
     """
@@ -178,7 +178,7 @@ def judge_output_drain(series: Series, facts: RunFacts) -> Diagnosis | None:
 
 
 def judge_features(series: Series, facts: RunFacts) -> Diagnosis | None:
-    """The feature signals at the last evaluation: a collapse takes two of their four votes."""
+    """Judge the feature signals at the last evaluation: a collapse takes two of their four votes."""
     if not series.evaluations:
         return None
     last = series.evaluations[-1]
@@ -206,7 +206,7 @@ def judge_features(series: Series, facts: RunFacts) -> Diagnosis | None:
 
 
 def judge_rank_loss(series: Series, facts: RunFacts) -> Diagnosis | None:
-    """Features that span fewer directions than those of the untrained network: every run that learned spanned more."""
+    """Detect features that span fewer directions than untrained ones: every run that learned spanned more."""
     untrained = next((r for r in series.records if _is_finite(r.get("effective_rank")) and r["step"] == 0), None)
     if untrained is None or not series.evaluations:
         return None
@@ -221,9 +221,9 @@ def judge_rank_loss(series: Series, facts: RunFacts) -> Diagnosis | None:
 
 
 def judge_locations(series: Series, facts: RunFacts) -> Diagnosis | None:
-    """A dense head that tells nothing of images: locations that all match the same few, or that tell their place alone.
+    """Detect a useless dense head: all locations match the same few, or their features depend on the place alone.
 
-    An alarm only where nothing but the dense loss trains (`dense_weight`).
+    It is an alarm only where nothing but the dense loss trains (`dense_weight`).
     """
     window = series.window
     if _all_below(window, "matches_distinct", 0.1):
@@ -245,9 +245,9 @@ def judge_locations(series: Series, facts: RunFacts) -> Diagnosis | None:
 
 
 Rule = Callable[[Series, RunFacts], Diagnosis | None]
-"""Gives the verdict that it is there for, or None."""
+"""Function that gives its verdict, or None where the fault is absent."""
 RULES_AT_ONCE: tuple[Rule, ...] = (judge_data, judge_weight_growth)
-"""Rules that need no training to see their fault."""
+"""Rules that see their fault also before a run has settled."""
 RULES: tuple[Rule, ...] = (
     judge_outputs,
     judge_prototype_use,

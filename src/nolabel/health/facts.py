@@ -13,9 +13,9 @@ class RunFacts(NamedTuple):
     advice: Mapping[str, str]
     """The method's own texts (`MethodConfig.advice`), by a key of `GENERAL_ADVICE`."""
     width: int
-    """D of the features."""
+    """Width D of the features."""
     num_outputs: int | None
-    """K where there are prototypes: the entropy of a uniform output is ln K."""
+    """Number K of prototypes, or None; the entropy of a uniform output is ln K."""
     warmup_steps: int
     """Steps in which nothing is judged: learning rates rise, outputs of a fresh network are all alike."""
 
@@ -40,7 +40,7 @@ GENERAL_ADVICE = {
     "locations": "Give the dense loss a warm-up or a smaller share.",
     "dimensional": "Use stronger crops and colour jitter, a larger batch, or a lower --optim.lr.",
 }
-"""Advice where the method has no text of its own."""
+"""Advice for methods without a text of their own, by kind of fault."""
 
 
 def advise(facts: RunFacts, key: str) -> str:

@@ -1,4 +1,4 @@
-"""Signals of the features of some images: how they spread, from which `diagnosis.py` reads a collapse."""
+"""Signals of the spread of the features of some images, from which `diagnosis.py` reads a collapse."""
 
 import math
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class FeatureSignals(NamedTuple):
     rankme: float
     """Effective rank of the features as they are (Garrido et al. 2023), 1 to D."""
     effective_rank: float
-    """The same for their covariance (Roy & Vetterli 2007)."""
+    """Effective rank of the covariance of the features (Roy & Vetterli 2007)."""
     feature_std: float
     """sqrt(D) times the mean standard deviation of the unit features (Chen & He 2021): near 1, 0 if all are alike."""
     uniformity: float

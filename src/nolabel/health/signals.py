@@ -23,7 +23,7 @@ class Signal(NamedTuple):
     wide: bool = False
     """Draw a large chart: this one is looked at first."""
     drawn: bool = True
-    """False for numbers that have no chart of their own."""
+    """Whether the numbers have a chart of their own."""
     floors: tuple[str, ...] = ()
     """Keys whose last values are horizontal reference lines."""
     uniform_if: str = ""
@@ -225,7 +225,7 @@ SIGNALS: tuple[Signal, ...] = (
         drawn=False,
     ),
 )
-"""In the order of the report's charts."""
+"""Table of signals, in the order of the report's charts."""
 
 LABELS: Mapping[str, str] = {name: label for signal in SIGNALS for name, label in signal.names.items()}
-"""Short label of every key."""
+"""Short label of each key in metrics.jsonl."""

@@ -31,7 +31,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 class Contrast(NamedTuple):
-    """What `info_nce` says, each 0-d."""
+    """Result of `info_nce`; every field is a scalar (0-d) tensor."""
 
     loss: Tensor
     positive: Tensor
@@ -61,7 +61,7 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> C
 
 
 class _InfoNCE(torch.autograd.Function):
-    """The loss chunk by chunk; its gradient is made on the way, because then the logits are needed only once."""
+    """The loss, chunk by chunk. Its gradient is made on the way, so that the logits are needed only once."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Distillation of a teacher's distribution (DINO), and how much that distribution tells."""
+"""Distillation of a teacher's distribution (DINO), and the information in that distribution."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from nolabel.losses.products import LOGITS_AT_ONCE
 
 
 class Outputs(NamedTuple):
-    """What a network with prototypes says of V views: the logits are `z @ prototypes.T`, which nobody stores."""
+    """Outputs of a network with prototypes for V views: the logits are `z @ prototypes.T`, which are never stored."""
 
     z: Tensor
     """(V, B, D): the bottleneck, before the prototypes."""
@@ -19,13 +19,13 @@ class Outputs(NamedTuple):
 
 
 class Distillation(NamedTuple):
-    """What `dino_loss` says, each 0-d."""
+    """Result of `dino_loss`; every field is a scalar (0-d) tensor."""
 
     loss: Tensor
     entropy: Tensor
     """Mean entropy of the teacher's probabilities, in nats."""
     information: Tensor
-    """What they say of their image (`information`), in nats."""
+    """Information of the teacher's probabilities about their image (`information`), in nats."""
 
 
 def dino_loss(student: Outputs, teacher: Outputs, center: Tensor) -> Distillation:
@@ -47,7 +47,7 @@ def dino_loss(student: Outputs, teacher: Outputs, center: Tensor) -> Distillatio
 
 
 class _Distillation(torch.autograd.Function):
-    """The loss some images at a time; its gradients are made on the way, because then the logits are needed only once.
+    """The loss, some images at a time. Its gradients are made on the way, so that the logits are needed only once.
 
     With P the sum of the targets that a crop is paired with, and n their number, the gradient of its logits is
     (n softmax - P) / temperature / (2(V-1)B).
@@ -81,7 +81,7 @@ class _Distillation(torch.autograd.Function):
         ctx.save_for_backward(torch.cat(grads, 1), grad_w)
         ctx.scale = 1 / (temps[0] * pairs * num_images)
         loss, h = torch.zeros((), device=z.device), torch.cat(entropies, 1).mean()
-        for view in torch.cat(losses, 1):  # in this order the sum has the same bits whatever fits at once
+        for view in torch.cat(losses, 1):  # in this order the sum has the same bits for any number at once
             loss = loss - view.mean()
         information = entropy(mean[None]) - h
         ctx.mark_non_differentiable(h, information)
@@ -102,9 +102,9 @@ def entropy(p: Tensor) -> Tensor:
 
 @torch.no_grad()
 def information(p: Tensor) -> Tensor:
-    """What assignments `p` (..., K) say of their image, a 0-d tensor in nats: entropy of the mean less mean entropy.
+    """Information of assignments `p` (..., K) about their image: entropy of the mean less mean entropy, 0-d, in nats.
 
-    0 when all rows are alike, whatever they are; at most the logarithm of the number of rows or of K.
+    It is 0 when all rows are alike, and at most the logarithm of the number of rows or of K.
     """
     rows = p.flatten(0, -2)
     return entropy(rows.mean(0, keepdim=True)) - entropy(rows)

@@ -1,4 +1,4 @@
-"""What a method is: a module whose `forward` gives the loss. The loop in `train.py` knows nothing else of it."""
+"""Base of methods: modules whose `forward` gives the loss. `training/loop.py` knows nothing else of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class MethodConfig:
     """Settings of a method; the defaults of each subclass are its paper's.
 
     A setting of the loss or of a schedule has the mark CHANGEABLE: it may change on resume. The others shape networks,
-    views or what is remembered, and stay.
+    views or the state of the method, and stay.
     """
 
     advice: ClassVar[Mapping[str, str]] = {}
@@ -34,7 +34,7 @@ class MethodConfig:
 
 
 MakeBackbone = Callable[[float], Backbone]
-"""Builds a new backbone with the given rate of drop path."""
+"""Function that builds a new backbone with the given rate of drop path."""
 
 
 class Method(nn.Module):
@@ -61,18 +61,18 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def check(self) -> list[str]:
-        """Before the first step: warnings for settings known to go wrong; UsageError for those that cannot work."""
+        """Check settings before the first step: warnings for risky ones, UsageError for those that cannot work."""
         return []
 
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Mapping[str, Tensor]:
-        """`views`: one normalised batch (B, 3, size, size) a view. Gives "loss" and metrics, all 0-d tensors."""
+        """Compute "loss" and metrics (0-d tensors) from `views`: one normalised batch (B, 3, size, size) per view."""
         raise NotImplementedError
 
     def before_step(self, clock: Clock) -> None:
-        """Between the clipping of the gradients and the optimizer step."""
+        """Change gradients between their clipping and the optimizer step."""
 
     def after_step(self, clock: Clock, ok: Tensor) -> None:
-        """After the optimizer step. `ok` (0-d) is 0 for a step that was not finite: then nothing may move."""
+        """Update teachers and queues after the optimizer step. Nothing may move if `ok` (0-d) is 0: step not finite."""
 
     def settings(self, clock: Clock) -> Mapping[str, float]:
         """Scheduled values of this step for the log, such as the teacher's momentum."""

@@ -1,8 +1,8 @@
 """DenseCL: dense contrastive learning (Wang et al., CVPR 2021, arXiv 2011.09157), and MoCo v2 (arXiv 2003.04297).
 
-A query must find its key, what a momentum network says of another view of the image, among the keys of earlier images
-in a queue. DenseCL asks it of the whole image and of each location, which it pairs with the location of the other view
-whose backbone feature is most alike. Without the dense part (dense_weight 0) it is MoCo v2.
+A query must find its key, the output of a momentum network for another view of the image, among the keys of earlier
+images in a queue. DenseCL does this for the whole image and for each location. It pairs a location with the location of
+the other view whose backbone feature is most alike. Without the dense part (dense_weight 0) it is MoCo v2.
 """
 
 import copy
@@ -75,7 +75,7 @@ class DenseCLConfig(MethodConfig):
     dense_weight: float = 0.5
     """Share of the dense loss (the paper's lambda), the rest is the global one; 0 is MoCo v2."""
     dense_warmup_steps: Annotated[int, CHANGEABLE] = 0
-    """Steps with a share of 0 before."""
+    """Steps at the start without the dense loss."""
     num_grid: int | None = None
     """Pool the locations to this many rows and columns; by default the backbone's own grid."""
     match: Annotated[Literal["backbone", "projection", "random"], CHANGEABLE] = "backbone"
@@ -87,7 +87,7 @@ class DenseCLConfig(MethodConfig):
     shuffle_bn: bool = False
     """Several processes: shuffle the key images between them (MoCo), instead of BatchNorm over the joined batch."""
     num_images: Annotated[int, tyro.conf.Suppress] = 0
-    """Filled in before the first step: what the queue is judged by."""
+    """Number of training images, filled in before the first step, to judge the queue by."""
 
     def resolve(self, num_images: int, batch_size: int, total_steps: int) -> Self:
         fitting = max(2 ** int(math.log2(max(num_images / 4, 1))), batch_size)
@@ -105,12 +105,12 @@ class DenseCLConfig(MethodConfig):
 
 
 class Seen(NamedTuple):
-    """What a network says of one view, in unit vectors of width P; MoCo v2 has only the first."""
+    """Output of a network for one view, in unit vectors of width P; MoCo v2 has only the first field."""
 
     pooled: Tensor  # (B, P)
     dense: Tensor | None = None  # (B, N, P)
     mean: Tensor | None = None  # (B, P), of the dense ones before they became unit vectors: the dense loss's negatives
-    locations: Tensor | None = None  # (B, N, D), no unit vectors: what tells which locations belong together
+    locations: Tensor | None = None  # (B, N, D), no unit vectors: features that decide which locations belong together
 
 
 class DenseCL(Method):
@@ -157,7 +157,7 @@ class DenseCL(Method):
                 "the image itself. Try --method.queue-size auto."
             )
         if c.shuffle_bn and not distributed.active():
-            warnings.append("--method.shuffle-bn does nothing in a single process: there is nobody to shuffle with.")
+            warnings.append("--method.shuffle-bn does nothing in a single process: there is no other to shuffle with.")
         return warnings
 
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Mapping[str, Tensor]:
@@ -212,17 +212,17 @@ class DenseCL(Method):
 
     def _dense_loss(self, q: Seen, k: Seen, queue: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         assert q.dense is not None and k.dense is not None and q.locations is not None and k.locations is not None
-        found = match(q.locations, k.locations)
-        index = found.nearest
+        pairs = match(q.locations, k.locations)
+        index = pairs.nearest
         if self.config.match == "random":
             index = torch.randint_like(index, k.dense.shape[1])  # the loop seeds torch's generator at each step
         matched = k.dense.gather(1, index[..., None].expand(-1, -1, k.dense.shape[2]))
-        said = info_nce(q.dense.flatten(0, 1), matched.flatten(0, 1), queue, self.config.temperature)
-        return said.loss, {
-            "loss_dense": said.loss.detach(),
-            "dense_positive_similarity": said.positive,
-            "dense_positive_first": said.first,
-            "matches_mutual": found.mutual.float().mean(),
-            "matches_distinct": torch.zeros_like(found.cosine).scatter_(1, index, 1.0).mean(),
+        contrast = info_nce(q.dense.flatten(0, 1), matched.flatten(0, 1), queue, self.config.temperature)
+        return contrast.loss, {
+            "loss_dense": contrast.loss.detach(),
+            "dense_positive_similarity": contrast.positive,
+            "dense_positive_first": contrast.first,
+            "matches_mutual": pairs.mutual.float().mean(),
+            "matches_distinct": torch.zeros_like(pairs.cosine).scatter_(1, index, 1.0).mean(),
             "dense_by_place": place_share(k.dense),
         }

@@ -58,7 +58,7 @@ class DINOConfig(MethodConfig):
     learn_magnitude: bool = False
     """Learn the length of the prototypes (the authors' norm_last_layer=false)."""
     freeze_last_layer: Annotated[int, CHANGEABLE] = 1
-    """Epochs during which the prototypes keep still."""
+    """Epochs during which the prototypes are frozen."""
     student_temp: Annotated[float, CHANGEABLE] = 0.1
     """Temperature of the student's output."""
     teacher_temp: Annotated[float, CHANGEABLE] = 0.04
@@ -66,13 +66,13 @@ class DINOConfig(MethodConfig):
     warmup_teacher_temp: Annotated[float, CHANGEABLE] = 0.04
     """Temperature of the teacher's output in the first step."""
     warmup_teacher_temp_epochs: Annotated[int, CHANGEABLE] = 0
-    """Epochs in which it rises linearly to `teacher_temp`."""
+    """Epochs in which the teacher's temperature rises linearly to `teacher_temp`."""
     center_momentum: Annotated[float, CHANGEABLE] = 0.9
     """Momentum of the center of the teacher's outputs."""
     momentum: Annotated[float | Literal["auto"], CHANGEABLE] = 0.996
     """Momentum of the teacher at the start; auto: by the length of the run, from 0.99 to 0.9995."""
     momentum_end: Annotated[float, CHANGEABLE] = 1.0
-    """Momentum at the end, reached by a cosine."""
+    """Momentum of the teacher at the end, reached by a cosine."""
     drop_path: float = 0.1
     """Stochastic depth of the student (ViT); the teacher has none."""
 
@@ -141,13 +141,13 @@ class DINO(Method):
         with torch.no_grad():
             teacher = outputs(self.teacher, views[:2], self.teacher_temp(clock))
         student = outputs(self.student, views, self.config.student_temp)
-        said = dino_loss(student, teacher, self.center)
+        distillation = dino_loss(student, teacher, self.center)
         self._collect(teacher.z)
         return {
-            "loss": said.loss,
-            "teacher_entropy": said.entropy,
-            "teacher_student_kl": said.loss.detach() - said.entropy,
-            "assignment_information": said.information,
+            "loss": distillation.loss,
+            "teacher_entropy": distillation.entropy,
+            "teacher_student_kl": distillation.loss.detach() - distillation.entropy,
+            "assignment_information": distillation.information,
         }
 
     def before_step(self, clock: Clock) -> None:
@@ -178,14 +178,14 @@ class DINO(Method):
         return {"teacher_temp": self.teacher_temp(clock), "momentum": self.momentum(clock)}
 
     def _collect(self, z: Tensor) -> None:
-        """Keep the sum of what the teacher says (2, B, D) over the micro-batches of this step for the center."""
+        """Add the teacher's outputs (2, B, D) of a micro-batch to the sum for the center."""
         total = z.sum((0, 1), dtype=torch.float32)[None]
         self._teacher_sum = total if self._teacher_sum is None else self._teacher_sum + total
         self._num_summed += z.shape[0] * z.shape[1]
 
 
 def outputs(network: Network[DINOHead], views: Sequence[Tensor], temperature: float) -> Outputs:
-    """What a network says of V views: one pass of the backbone a size, one of the head over everything."""
+    """Outputs of a network for V views: one pass of the backbone per size, one pass of the head over all views."""
     pooled: list[Tensor] = []
     start = 0
     for i in range(1, len(views) + 1):

@@ -1,8 +1,8 @@
 """MSN: masked siamese networks (Assran et al., ECCV 2022, arXiv 2204.07141).
 
-A network that sees an image with patches dropped, or only small crops of it, learns to say the same of it as its own
-slow average, which sees another view whole. What it says is how near the image is to each of some learned prototypes;
-keeping all prototypes in use on average (me-max) prevents collapse.
+A network that sees an image with patches dropped, or only small crops of it, learns to give the same output as its own
+slow average, which sees another view whole. The output is how near the image is to each of some learned prototypes.
+Keeping all prototypes in use on average (me-max) prevents collapse.
 """
 
 import math
@@ -81,7 +81,7 @@ class MSNConfig(MethodConfig):
     momentum: Annotated[float | Literal["auto"], CHANGEABLE] = 0.996
     """Momentum of the target network at the start; auto: by the length of the run, from 0.99 to 0.9995."""
     momentum_end: Annotated[float, CHANGEABLE] = 1.0
-    """Momentum at the end of the schedules, reached linearly."""
+    """Momentum of the target network at the end of the schedules, reached linearly."""
     drop_path: float = 0.0
     """Stochastic depth of the anchor network (ViT); the target has none."""
 

@@ -35,7 +35,7 @@ class SimCLRConfig(MethodConfig):
     projection_dim: int = 128
     """Width of the projections that are compared."""
     projector_layers: int = 2
-    """2 in the first paper, 3 in the second (arXiv 2006.10029)."""
+    """Layers of the projector: 2 in the first paper, 3 in the second (arXiv 2006.10029)."""
     temperature: Annotated[float, CHANGEABLE] = 0.1
     """Temperature of the contrastive loss."""
 

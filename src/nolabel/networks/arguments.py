@@ -1,4 +1,4 @@
-"""Arguments of a backbone, from the command line, a config.yaml or the config.json of a stranger.
+"""Arguments of a backbone, from the command line, a config.yaml or an untrusted config.json.
 
 Only names that shape a network are let through, with plain values of bounded size: timm takes others, such as
 `checkpoint_path`, that open files, load weights or name classes.
@@ -52,11 +52,11 @@ _BETWEEN = """
 
 
 SHAPES = frozenset(f"{_SIZES} {_PARTS} {_BETWEEN}".split())
-"""Names of all else that shapes a network: sizes, parts that it has or not, what lies between its weights."""
+"""Names of other arguments that shape a network: sizes, optional parts, and operations between its weights."""
 
 
 MOST_BLOCKS, LARGEST, MOST_VALUES, LONGEST = 1000, 65_536, 256, 100
-"""Blocks in all; absolute value of a number; numbers in a list; letters of a word."""
+"""Limits: blocks in all; absolute value of a number; numbers in a list; letters of a word."""
 
 
 def parse_args(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -99,14 +99,14 @@ def check_args(name: str, args: Mapping[str, Any]) -> None:
 
 
 def _problem(key: str, value: Any) -> str:
-    """What is expected instead of `value`; an empty string if it may be tried."""
+    """Describe what is expected instead of `value`; an empty string if it may be tried."""
     values = list(chain.from_iterable(v if isinstance(v, tuple) else (v,) for v in _several(value)))
     if len(values) > MOST_VALUES:
         return f"at most {MOST_VALUES} values"
     if not all(v is None or isinstance(v, (bool, int, float, str)) for v in values):
         return "a number, a word, true or false, or a list of these"
     numbers = [v for v in values if isinstance(v, (int, float))]
-    if not all(abs(v) <= LARGEST for v in numbers):  # which NaN is not
+    if not all(abs(v) <= LARGEST for v in numbers):  # also refuses NaN
         return f"numbers from -{LARGEST} to {LARGEST}"
     if key in COUNTS and sum(numbers) > MOST_BLOCKS:
         return f"at most {MOST_BLOCKS} blocks"
@@ -125,7 +125,7 @@ def check_size(name: str, build: Callable[[], nn.Module], most_bytes: int | None
     try:
         with torch.device("meta"):
             network = build()
-    except Exception:  # what is wrong is said where the network is really built
+    except Exception:  # the error is reported where the network is really built
         return
     size = sum(t.numel() * t.element_size() for t in chain(network.parameters(), network.buffers()))
     if size > most:
@@ -133,7 +133,7 @@ def check_size(name: str, build: Callable[[], nn.Module], most_bytes: int | None
 
 
 def _memory() -> int:
-    """Bytes of this machine's memory; 64 GiB where the system does not say."""
+    """Bytes of this machine's memory; 64 GiB where the system does not report it."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -19,18 +19,18 @@ from nolabel.networks.arguments import check_args, check_size
 
 
 class Features(NamedTuple):
-    """What a backbone says about a batch of images."""
+    """Features of a batch of images."""
 
     pooled: Tensor
     """(B, D): the class token of a ViT, the spatial mean of a CNN."""
     patches: Tensor
-    """(B, N, D): one vector a location, row by row."""
+    """(B, N, D): one vector per location, row by row."""
     grid: tuple[int, int]
-    """Rows and columns of the image's locations; their product is N, but for patches that were dropped."""
+    """Rows and columns of the image's locations; their product is N unless patches were dropped."""
 
 
 class KeepPatches(nn.Module):
-    """Drops the patches that are not in `keep`; in the place of timm's patch dropout, after the position embedding."""
+    """Drop the patches that are not in `keep`. Replaces timm's patch dropout, after the position embedding."""
 
     def __init__(self, num_prefix_tokens: int) -> None:
         super().__init__()
@@ -116,11 +116,11 @@ class Backbone(nn.Module):
         outs = self.model.forward_intermediates(
             x, num_blocks, return_prefix_tokens=True, norm=norm, output_fmt="NLC", intermediates_only=True
         )
-        found = []
+        features = []
         for patches, prefix in outs:
             pooled = prefix[:, 0] if self.model.num_prefix_tokens else patches.mean(1)
-            found.append(Features(pooled, patches, self._grid(x, patches.shape[1])))
-        return found
+            features.append(Features(pooled, patches, self._grid(x, patches.shape[1])))
+        return features
 
     def stages(self, x: Tensor) -> list[Tensor]:
         """Four maps (B, C, h, w): the stages of a CNN at its strides, or four blocks evenly over the depth of a ViT."""
@@ -164,7 +164,7 @@ class Backbone(nn.Module):
         return patches, self._grid(x, patches.shape[-1])
 
     def plain_attention(self, image_size: int) -> None:
-        """Attention of ViTs by two products and a softmax, not by torch's fused function: faster in bf16 on CPUs.
+        """Compute attention of ViTs by two products and a softmax, without the fused function: faster in bf16 on CPUs.
 
         It keeps the weights of all pairs of tokens for the backward pass, so only for at most 1,024 patches.
         """
@@ -218,7 +218,7 @@ def backbone(
 
     `name` is a timm name, `args` shape the network, `image_size` (pixels) fixes the stored position grid of a ViT,
     `drop_path` is the rate of stochastic depth. Raises UsageError for names and arguments timm doesn't know, those that
-    `backbone_args.py` does not let through, and a network of more than `most_bytes` or than the memory.
+    `arguments.py` does not let through, and a network of more than `most_bytes` or than the memory.
     """
     if not timm.is_model(name):
         raise UsageError(

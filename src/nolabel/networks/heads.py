@@ -1,4 +1,4 @@
-"""The networks between a backbone and a loss; thrown away after training."""
+"""Heads: the networks between a backbone and a loss. They are not shipped after training."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -30,9 +30,9 @@ class Prototypes(nn.Module):
 
 
 class _UnitRows(torch.autograd.Function):
-    """Rows of v (K, D) at the lengths g (K, 1). There are many of them, and torch's own way copies all ten times.
+    """Rows of v (K, D) at the lengths g (K, 1). K is large, and torch's own way copies all rows ten times.
 
-    On a CPU a few rows go through all operations before the next: so they are read from memory once.
+    On a CPU a few rows go through all operations before the next, so that they are read from memory once.
     """
 
     @staticmethod
@@ -47,7 +47,7 @@ class _UnitRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         v, g, norm = ctx.saved_tensors
-        grad_v, along = torch.empty_like(v), torch.empty_like(g)  # what g feels; v feels the rest
+        grad_v, along = torch.empty_like(v), torch.empty_like(g)  # `along` is the gradient of g; v gets the rest
         for to, felt, x, a, b, length in _some_rows(grad_v, along, grad, v, g, norm):
             y = x.to(a.dtype)
             felt.copy_(torch.einsum("kd,kd->k", y, a)[:, None] / length)
@@ -56,7 +56,7 @@ class _UnitRows(torch.autograd.Function):
 
 
 def _some_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of each, so many at a time that they stay in a core's cache; on other devices all at once."""
+    """The same rows of each tensor, as many at a time as stay in a core's cache; on other devices all at once."""
     number = 2048 if tensors[0].device.type == "cpu" else len(tensors[0])
     return zip(*(torch.split(t, number) for t in tensors), strict=True)
 
@@ -69,12 +69,12 @@ def mlp(widths: Sequence[int], batchnorm: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), *([nn.BatchNorm1d(b)] if batchnorm else []), nn.GELU()]
-    found = nn.Sequential(*layers[: -2 if batchnorm else -1])  # the last layer is linear
-    for layer in found:
+    head = nn.Sequential(*layers[: -2 if batchnorm else -1])  # the last layer is linear
+    for layer in head:
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-    return found
+    return head
 
 
 class DINOHead(nn.Module):
@@ -95,7 +95,7 @@ class DINOHead(nn.Module):
         self.last_layer = Prototypes(bottleneck_dim, num_prototypes, learn_magnitude)
 
     def bottleneck(self, x: Tensor) -> Tensor:
-        """Unit vectors (B, bottleneck_dim): what the prototypes are compared with."""
+        """Unit vectors (B, bottleneck_dim) that are compared with the prototypes."""
         z: Tensor = self.mlp(x)
         return F.normalize(z.float(), dim=-1).to(z.dtype)
 
@@ -104,7 +104,7 @@ class DINOHead(nn.Module):
 
 
 class Projector(nn.Sequential):
-    """SimCLR's projector (Chen et al. 2020): Linear without bias + BatchNorm a layer, ReLU between, none at the end.
+    """SimCLR's projector (Chen et al. 2020): Linear without bias + BatchNorm per layer, ReLU between, none at the end.
 
     (B, D) to (B, out_dim). The last BatchNorm has a scale and no offset.
     """

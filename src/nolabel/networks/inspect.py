@@ -8,7 +8,7 @@ from nolabel.networks.backbones import Features
 
 
 def cosine_to_pooled(features: Features) -> Tensor:
-    """(B, N) cosine of each location with the pooled feature: what stands in for attention in a CNN."""
+    """(B, N) cosine of each location with the pooled feature: a replacement for attention in a CNN."""
     return F.cosine_similarity(features.patches, features.pooled[:, None], dim=-1)
 
 

@@ -1,7 +1,7 @@
-"""timm's transformer blocks, keeping less for the backward pass: what is cheap to make is made a second time.
+"""timm's transformer blocks, keeping less for the backward pass: cheap tensors are computed a second time.
 
-A block of width D in bf16 keeps 36 D bytes a token and the attention's weights; this one keeps 22 D. Every number of it
-is the one that timm's block computes, and the parameters stay timm's own.
+A block of width D in bf16 keeps 36 D bytes per token and the attention's weights; this one keeps 22 D. Each of its
+numbers is the one that timm's block computes, and the parameters stay timm's own.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 def keep_less(model: VisionTransformer) -> None:
-    """Let the blocks of `model` keep less, in place. What differs from timm's plain ones stays as it is.
+    """Let the blocks of `model` keep less, in place. Blocks that differ from timm's plain ones stay as they are.
 
     Not together with torch.compile, which chooses for itself, or with activation checkpointing, which keeps less still.
     """
@@ -39,7 +39,7 @@ def _do_nothing(*modules: nn.Module) -> bool:
 def remade(result: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
     """Within, what keeps `result` (contiguous) for the backward pass keeps nothing, and gets `make()` then.
 
-    `make` gives the same bits, whatever autocast says then, and must not hold `result`.
+    `make` gives the same bits under any autocast setting, and must not hold `result`.
     """
     storage, dtype = result.untyped_storage().data_ptr(), result.dtype
 
@@ -58,7 +58,7 @@ def remade(result: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
 
 
 class LeanBlock(Block):
-    """Makes the outputs of its norms again, and in mixed precision the sum between attention and MLP, too."""
+    """Make the outputs of its norms again, and in mixed precision the sum between attention and MLP, too."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if not torch.is_grad_enabled() or attn_mask is not None or is_causal:
@@ -80,7 +80,7 @@ class LeanBlock(Block):
 
 
 class LeanMlp(Mlp):
-    """Makes the output of its activation function again."""
+    """Make the output of its activation function again."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():

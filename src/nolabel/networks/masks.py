@@ -1,4 +1,4 @@
-"""Which patches of an image a network gets to see, and which it looks at."""
+"""Random masks: the patches of an image that a network gets to see."""
 
 import math
 
@@ -26,7 +26,7 @@ def num_kept(num_patches: int, ratio: float) -> int:
 def draw_keep(num_patches: int, ratio: float, rng: np.random.Generator, num_samples: int | None = None) -> Tensor:
     """Indices, ascending, of the patches that stay: (n,) int64, or (num_samples, n) with a choice of its own each.
 
-    n is `num_kept`, and every set of n patches is as likely as any other. The result lies on the CPU.
+    n is `num_kept`, and every set of n patches is as likely as any other. The result is on the CPU.
     """
     kept = num_kept(num_patches, ratio)
     rows = np.tile(np.arange(num_patches), (1 if num_samples is None else num_samples, 1))

@@ -1,4 +1,4 @@
-"""Which location of one image looks like which of another: correspondences by the cosine of their features."""
+"""Match locations of two images by the cosine of their features."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class Matches(NamedTuple):
     cosine: Tensor
     """(B, N) float32"""
     mutual: Tensor
-    """(B, N) bool: the location found has this one as its nearest, too."""
+    """(B, N) bool: whether the nearest location has this one as its nearest, too."""
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def unit(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def place_share(x: Tensor) -> Tensor:
-    """Share of the variance of `x` (B, N, C) that is the same in all images: 1 where a vector says only where it is.
+    """Share of the variance of `x` (B, N, C) that is the same in all images: 1 where a vector shows its place alone.
 
     At least about 1 / B, by chance.
     """

@@ -43,7 +43,7 @@ class OptimConfig:
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum and a layer-wise trust ratio (You et al. 2017): eta * |p| / |g + wd * p| a tensor.
+    """SGD with momentum and a layer-wise trust ratio (You et al. 2017): eta * |p| / |g + wd * p| per tensor.
 
     Biases and other 1-D parameters have neither decay nor trust ratio. `found_inf` (0-d, set by the loop) skips the
     step on the device.
@@ -127,9 +127,9 @@ def clip_grad(
     is at most `max_norm`. The parameters `free` are left alone. Returns the joint norm of all gradients before clipping
     (0-d), without a host synchronisation.
     """
-    found = [(name in free, p.grad) for name, p in named if p.grad is not None]
-    found.sort(key=lambda pair: pair[0])
-    grads, num_clipped = [g for _, g in found], sum(not is_free for is_free, _ in found)
+    pairs = [(name in free, p.grad) for name, p in named if p.grad is not None]
+    pairs.sort(key=lambda pair: pair[0])
+    grads, num_clipped = [g for _, g in pairs], sum(not is_free for is_free, _ in pairs)
     norms = torch._foreach_norm(grads)
     sizes = torch.stack([n.float() for n in norms])
     if max_norm and num_clipped:

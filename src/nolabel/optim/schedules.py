@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 
 class Clock(NamedTuple):
-    """Where training stands at one optimizer step (the first has `step == 0`)."""
+    """Progress of training at one optimizer step (the first has `step == 0`)."""
 
     step: int
     total_steps: int
-    """Steps that the schedules are laid over; MSN's reach beyond the end of the run."""
+    """Steps that the schedules span; MSN's go beyond the end of the run."""
     steps_per_epoch: int
     seed: int = 0
-    """Seed of the run: what a method draws by itself is a function of it and the step, alike in all processes."""
+    """Seed of the run. Draws of a method are functions of it and the step, the same in all processes."""
 
     @property
     def progress(self) -> float:
@@ -39,7 +39,7 @@ def warmup_cosine(peak: float, end: float, warmup_steps: int, clock: Clock, star
 
 
 def linear_by_epoch(start: float, end: float, epochs: int, clock: Clock) -> float:
-    """`linspace(start, end, epochs)` read once an epoch, then `end`: DINO's teacher temperature."""
+    """Value of `linspace(start, end, epochs)`, read once per epoch, then `end`: DINO's teacher temperature."""
     if clock.epoch >= epochs:
         return end
     return start + (end - start) * clock.epoch / max(epochs - 1, 1)

@@ -1,4 +1,4 @@
-"""Where a backbone looks: attention of the class token or, without one, likeness to the whole image.
+"""Attention maps: attention of the class token or, without one, likeness to the whole image.
 
 After Caron et al. 2021, figures 1, 3 and 4.
 """
@@ -39,7 +39,7 @@ def prepare(image: Tensor, size: int, multiple: int | None, mean: Sequence[float
 
 
 def attention_maps(backbone: Backbone, image: Tensor) -> Tensor:
-    """Attention of the class token over the patches in the last block: (H, rows, columns), one map a head.
+    """Attention of the class token over the patches in the last block: (H, rows, columns), one map per head.
 
     `image` is (3, H, W), normalised. Raises UsageError for a backbone without: see `similarity_map`.
     """
@@ -68,10 +68,10 @@ def attention_sheet(
     title: str = "",
     keep: float = 0.6,
 ) -> Image.Image:
-    """One image, the mean map and a map a head in viridis; below, the patches that hold the share `keep`.
+    """Draw one image, the mean map and a map per head in viridis; below, the patches that hold the share `keep`.
 
     `image` is (3, H, W), normalised (see `prepare`). A backbone without attention gets its similarity map
-    instead, and the sheet says so.
+    instead, and the sheet has a note.
     """
     picture = to_image(image, mean, std)
     if not backbone.has_attention:
@@ -151,7 +151,7 @@ def _heat(values: Tensor, size: tuple[int, int]) -> Image.Image:
 def _overlay(
     picture: Image.Image, masks: Tensor, colors: Sequence[tuple[int, int, int]], size: tuple[int, int]
 ) -> Image.Image:
-    """The picture, dim outside the masks (H, rows, columns) bool, tinted inside each with its colour."""
+    """The picture, dim outside the masks (H, rows, columns) bool, tinted inside each mask with its colour."""
     rgb = np.asarray(picture.resize(size, Image.Resampling.BICUBIC), dtype=np.float64)
     grey = rgb.mean(-1, keepdims=True)
     out = 0.3 * grey + 0.7 * np.array(PAGE) * 0.5

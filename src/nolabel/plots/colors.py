@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 # Anchor colours, evenly spaced, of matplotlib's viridis and inferno (Smith, van der Walt and Firing, CC0);
-# what lies between is linear and within 16 of 255 of the full tables.
+# the rest is interpolated linearly, within 16 of 255 of the full tables.
 _MAPS = {
     "viridis": "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725",
     "inferno": "000004 1b0c41 4a0c6b 781c6d a52c60 cf4446 ed6925 fb9b06 f7d13d fcffa4",
@@ -23,7 +23,7 @@ CATEGORICAL: tuple[tuple[int, int, int], ...] = (
     (204, 121, 167),
     (160, 160, 160),
 )
-"""Eight colours told apart with any colour vision (Okabe and Ito 2008, black replaced by grey)."""
+"""Eight colours that differ for any colour vision (Okabe and Ito 2008, black replaced by grey)."""
 
 
 def colormap(

@@ -1,4 +1,4 @@
-"""Which place of one image looks like which of another: correspondences between patch features, as DenseCL makes them.
+"""Matches between places of two images: correspondences between patch features, as DenseCL makes them.
 
 After Wang et al. 2021, figure 5: each location's nearest in the other image by cosine, kept where both agree.
 """
@@ -60,7 +60,7 @@ def two_views(image: Tensor, size: int, multiple: int | None, mean: Sequence[flo
 
 
 def true_places(drawn: tuple[Drawn, Drawn], grid: tuple[int, int]) -> Tensor:
-    """Where each location of the first view really lies in the second: (N, 2) row and column as shares of its sides.
+    """True place of each location of the first view in the second: (N, 2) row and column as shares of its sides.
 
     Locations that the second view does not show have shares below 0 or above 1.
     """
@@ -72,10 +72,10 @@ def true_places(drawn: tuple[Drawn, Drawn], grid: tuple[int, int]) -> Tensor:
     return torch.stack([row, 1 - column if drawn[1].flip else column], dim=1)
 
 
-def right_matches(found: Matches, grid: tuple[int, int], truth: Tensor) -> Tensor:
+def right_matches(matches: Matches, grid: tuple[int, int], truth: Tensor) -> Tensor:
     """(N,) bool: whether a match is the true place, in `grid`, the second image's, or a neighbour of it."""
-    away = (centres(grid)[found.nearest[0]] - truth) * torch.tensor(grid)
-    # A true place lies up to half a location beside a centre; its neighbours one more.
+    away = (centres(grid)[matches.nearest[0]] - truth) * torch.tensor(grid)
+    # A true place is up to half a location beside a centre; its neighbours one more.
     return (away.abs() <= 1.5 + 1e-6).all(1)
 
 
@@ -92,26 +92,26 @@ def matches_sheet(
 ) -> Image.Image:
     """The strongest mutual matches between two images (3, H, W), normalised, as lines; below, all of the second.
 
-    A colour says where in the first image something lies. Below, each location of the second image has the colour of
+    A colour marks a place in the first image. Below, each location of the second image has the colour of
     the one in the first that it matches, dim where the match is not mutual. With `drawn`, how two views were cut from
-    one image, the sheet says how many matches are right, and wrong lines are grey. At most `limit` lines, spread out.
+    one image, the sheet has the number of right matches, and wrong lines are grey. At most `limit` lines, spread out.
     """
     with looking(backbone) as device:
         a, b = (_on_cpu(backbone(image[None].to(device))) for image in (first, second))
-    found, back = match(a.patches, b.patches), match(b.patches, a.patches)
+    matches, back = match(a.patches, b.patches), match(b.patches, a.patches)
     pictures = [_at_height(to_image(image, mean, std)) for image in (first, second)]
     colors = place_colors(a.grid)
-    chosen = spread(found, a.grid, limit)
-    share, cosine = found.mutual.float().mean(), found.cosine[0, chosen].mean()
-    note = f"{share:.0%} of {found.nearest.shape[1]} locations match both ways; cosine of those drawn {cosine:.2f}."
+    chosen = spread(matches, a.grid, limit)
+    share, cosine = matches.mutual.float().mean(), matches.cosine[0, chosen].mean()
+    note = f"{share:.0%} of {matches.nearest.shape[1]} locations match both ways; cosine of those drawn {cosine:.2f}."
     ink = colors
     if drawn is not None:
         truth = true_places(drawn, a.grid)
-        right, seen = right_matches(found, b.grid, truth), ((truth >= 0) & (truth <= 1)).all(1)
+        right, seen = right_matches(matches, b.grid, truth), ((truth >= 0) & (truth <= 1)).all(1)
         ink = torch.where(right[:, None], colors, torch.tensor(_WRONG, dtype=colors.dtype))
         note += f" Of the {seen.float().mean():.0%} that both views show, {right[seen].float().mean():.0%} are right"
         note += " to one location; wrong lines are grey."
-    lines = _lines(pictures, found, chosen, a.grid, b.grid, ink)
+    lines = _lines(pictures, matches, chosen, a.grid, b.grid, ink)
     left = _tinted(pictures[0], colors, torch.ones(len(colors)), a.grid)
     maps = _side_by_side([left, _tinted(pictures[1], colors[back.nearest[0]], back.mutual[0].float(), b.grid)])
     rows = [
@@ -139,15 +139,15 @@ def place_colors(grid: tuple[int, int]) -> Tensor:
     return vivid * 235 / vivid.amax(1, keepdim=True)
 
 
-def spread(found: Matches, grid: tuple[int, int], limit: int) -> Tensor:
+def spread(matches: Matches, grid: tuple[int, int], limit: int) -> Tensor:
     """Indices of the strongest mutual matches, none next to another: at most `limit`, strongest first."""
     places = centres(grid) * torch.tensor(grid)
     apart = max(1.5, math.sqrt(grid[0] * grid[1] / limit) * 0.75)
     chosen: list[int] = []
-    for i in found.cosine[0].argsort(descending=True, stable=True).tolist():
+    for i in matches.cosine[0].argsort(descending=True, stable=True).tolist():
         if len(chosen) == limit:
             break
-        if found.mutual[0, i] and all((places[i] - places[j]).norm() >= apart for j in chosen):
+        if matches.mutual[0, i] and all((places[i] - places[j]).norm() >= apart for j in chosen):
             chosen.append(i)
     return torch.tensor(chosen, dtype=torch.int64)
 
@@ -169,7 +169,7 @@ def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
 
 def _lines(
     pictures: Sequence[Image.Image],
-    found: Matches,
+    matches: Matches,
     chosen: Tensor,
     grid: tuple[int, int],
     second_grid: tuple[int, int],
@@ -183,7 +183,7 @@ def _lines(
     offset = pictures[0].width + _GAP
     edge, dots = _SMOOTH * 2, []
     for i in chosen.flip(0).tolist():  # the strongest on top
-        (y, x), (y2, x2) = centres(grid)[i].tolist(), centres(second_grid)[found.nearest[0, i]].tolist()
+        (y, x), (y2, x2) = centres(grid)[i].tolist(), centres(second_grid)[matches.nearest[0, i]].tolist()
         start = (x * pictures[0].width * _SMOOTH, y * _HEIGHT * _SMOOTH)
         end = ((offset + x2 * pictures[1].width) * _SMOOTH, y2 * _HEIGHT * _SMOOTH)
         color = tuple(int(c) for c in colors[i].round().tolist())
@@ -198,7 +198,7 @@ def _lines(
 
 
 def _arc(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[float, float]]:
-    """A flat arch: lines between places at one height would lie on each other."""
+    """A flat arch, because straight lines between places at one height would cover each other."""
     bow = 0.05 * math.dist(start, end) * (1 if start[1] + end[1] > _HEIGHT * _SMOOTH else -1)  # towards the middle
     steps = [i / 32 for i in range(33)]
     return [

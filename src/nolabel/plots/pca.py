@@ -61,7 +61,7 @@ def pca_rgb(patches: Tensor, basis: Basis) -> NDArray[np.uint8]:
 
 
 def foreground(features: Sequence[Features]) -> list[Tensor]:
-    """Which patches show the subject, by the sign of the first component: one mask (N,) bool an image.
+    """Masks of the patches that show the subject, by the sign of the first component: (N,) bool per image.
 
     A component has no sign of its own, so the subject is the side that is rarer on the border of the images.
     """
@@ -82,9 +82,9 @@ def pca_sheet(
     title: str = "",
     subject_only: bool = False,
 ) -> Image.Image:
-    """Each image (3, H, W), normalised, above its patches in the colours of one basis made from all of them.
+    """Draw each image (3, H, W), normalised, above its patches in the colours of one basis made from all of them.
 
-    With `subject_only` the first component tells the subject from the background, which stays dark, and the
+    With `subject_only` the first component separates the subject from the background, which stays dark, and the
     colours are the components of the subject alone.
     """
     if not images:

@@ -1,4 +1,4 @@
-"""Settings of `nolabel demo`: what its small world needs beside a recipe."""
+"""Settings of `nolabel demo`: changes to a recipe for its small world."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ SIZE = 32
 NETWORK = {"backbone_args": ["layers=[1,1,1,1]", "channels=[32,64,128,256]", "output_stride=8"]}
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    # Crops that keep most of the object and colours that say little: what is left to recognise is the shape.
+    # Crops that keep most of the object and colours without information, so that only the shape can be recognised.
     "simclr-small": {
         "batch_size": 128,
         "method": {

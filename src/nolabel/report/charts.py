@@ -79,8 +79,8 @@ def _thinned(series: Sequence[Sequence[float | None]]) -> list[int]:
     for i in range(num_stretches):
         stretch = range(i * length // num_stretches, (i + 1) * length // num_stretches)
         for values in series:
-            found = [(values[j], j) for j in stretch if values[j] is not None]
-            kept |= {min(found)[1], max(found)[1]} if found else {stretch[0]}
+            values_at = [(values[j], j) for j in stretch if values[j] is not None]
+            kept |= {min(values_at)[1], max(values_at)[1]} if values_at else {stretch[0]}
     return sorted(kept)
 
 

@@ -1,4 +1,4 @@
-"""Puts the report together: one HTML file, no network, at most 5 MB.
+"""Page of the report: one HTML file, no network, at most 5 MB.
 
 What comes from the run (names, reasons, settings) is text: the template escapes it, the JSON of the charts
 has no `<`, and the page's own policy lets no script run but the one whose hash it carries.
@@ -62,7 +62,7 @@ def report(run: Run) -> Path:
 
 
 def _context(run: Run) -> dict[str, Any]:
-    """Everything the template shows."""
+    """All values that the template shows."""
     config, status, events, bad = run.config(), run.status(), run.events(), run.bad_files()
     metrics = [m for m in run.metrics() if words.is_number(m.get("step"))]
     start = next((e for e in events if e.get("event") == "start"), {})
@@ -117,12 +117,12 @@ def _read(name: str) -> str:
 
 def _frames(folder: Path) -> list[Frame]:
     """The snapshots in order of steps; evenly fewer, with first and last, where all would be too large."""
-    found = [frame for path in sorted(folder.glob("step-*.webp")) if (frame := _frame(path))]
-    total = sum(len(f.source) * 3 // 4 for f in found)
-    while total > MAX_PICTURE_BYTES and len(found) > 1:
-        found = [*found[:-1:2], found[-1]] if len(found) > 2 else found[-1:]
-        total = sum(len(f.source) * 3 // 4 for f in found)
-    return found if total <= MAX_PICTURE_BYTES else []
+    frames = [frame for path in sorted(folder.glob("step-*.webp")) if (frame := _frame(path))]
+    total = sum(len(f.source) * 3 // 4 for f in frames)
+    while total > MAX_PICTURE_BYTES and len(frames) > 1:
+        frames = [*frames[:-1:2], frames[-1]] if len(frames) > 2 else frames[-1:]
+        total = sum(len(f.source) * 3 // 4 for f in frames)
+    return frames if total <= MAX_PICTURE_BYTES else []
 
 
 def _frame(path: Path) -> Frame | None:
@@ -161,7 +161,7 @@ def _result(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _happened(events: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Events people ask about: not the regular ones, nor the first start."""
+    """Events that people ask about, without the regular ones and the first start."""
     first = next((e for e in events if e.get("event") == "start"), None)
     rare = [e for e in events if e is not first and e.get("event") not in ("checkpoint", "eval")]
     return [
@@ -220,7 +220,7 @@ def _text(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without the lone surrogates of undecodable file names, which UTF-8 cannot hold."""
+    """`text` without the lone surrogates of undecodable file names, which UTF-8 cannot hold."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

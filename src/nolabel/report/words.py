@@ -52,7 +52,7 @@ def scores(metrics: Sequence[Record]) -> list[Score]:
 
 
 def headline(status: Record, metrics: Sequence[Record], total_steps: int | None) -> str:
-    """Where the run stands, in one sentence."""
+    """State of the run, in one sentence."""
     step, reason = number(status.get("step", 0)), str(status.get("reason") or "")
     of = f" of {number(total_steps)}" if total_steps else ""
     match status.get("state"):
@@ -74,7 +74,7 @@ def health(status: Record) -> str:
 
 
 def verdict(metrics: Sequence[Record]) -> str:
-    """Whether it learned, as far as the numbers show: k-NN against its floors, or the loss alone."""
+    """Judge whether the run learned, as far as the numbers show: k-NN against its floors, or the loss alone."""
     measured = scores(metrics)
     floors = [s for s in measured if s.name != "trained"]
     if len(floors) == len(measured) or not floors:
@@ -96,7 +96,7 @@ def verdict(metrics: Sequence[Record]) -> str:
 
 
 def key_numbers(status: Record, metrics: Sequence[Record], config: Record) -> list[KeyNumber]:
-    """Steps, epochs, images, speed, waiting, loss."""
+    """Tiles with steps, epochs, images, speed, waiting and loss."""
     total, step = total_steps(config, metrics), status.get("step", 0)
     epochs, speed = column(metrics, "epoch"), column(metrics, "img_per_s")
     wait, losses = column(metrics, "data_wait"), column(metrics, "loss")

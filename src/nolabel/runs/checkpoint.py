@@ -1,8 +1,8 @@
-"""Checkpoints that survive a kill at any instant, and never give back damaged bytes.
+"""Checkpoints that survive a kill at any instant, and never return damaged bytes.
 
 A checkpoint is a folder `step-00000042` with tensors in safetensors and numbers in JSON. It is written aside, every
 file is flushed to the disk, a manifest with the SHA-256 of each file comes last, and only then the folder gets its
-name. What was read and doesn't verify is set aside, and the one before is used; what cannot be read is left alone.
+name. A checkpoint that doesn't verify is set aside, and the one before is used; one that cannot be read stays as it is.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ MIN_KEPT = 2
 """Good checkpoints that are never deleted: the newest may turn out damaged when it is needed."""
 
 
-_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # of errors on opening: there is no such file
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # errors on opening a file that is not there
 
 
 _NAME = re.compile(r"step-([0-9]+)(\.old)?")  # `.old`: replaced by one of the same step, and not yet deleted
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds."""
+    """Content of a checkpoint: tensors of model and optimizer, and the numbers of the run."""
 
     model: dict[str, Tensor]
     optim: dict[str, Tensor]
@@ -48,7 +48,7 @@ class Checkpoint(NamedTuple):
 def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
     """Write `folder`/step-XXXXXXXX, check it, then delete all but the newest `keep` (two at least) that are good.
 
-    Raises StorageError; the old ones stay then. Folders of other names, such as `best`, are never touched.
+    After a StorageError the old ones are still there. Folders with other names, such as `best`, are never touched.
     """
     temporary = folder / f".tmp-{secrets.token_hex(8)}-{step}"
     final = folder / f"step-{step:08d}"
@@ -75,7 +75,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, or None, and a line for each newer one that is damaged.
+    """Load the newest checkpoint that verifies, or None, and return a line for each newer one that is damaged.
 
     The damaged ones are set aside once a good one is found. Raises StorageError where something cannot be read: it may
     be good, so nothing is renamed.
@@ -86,17 +86,17 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             problem = verify(path)
             if problem is None:
                 try:
-                    found = _read(path)
-                except (ValueError, RecursionError, SafetensorError) as error:  # somebody else wrote right hashes
+                    checkpoint = _read(path)
+                except (ValueError, RecursionError, SafetensorError) as error:  # foreign files with right hashes
                     problem = f"{type(error).__name__}: {error}"
                 else:
-                    return found, [f"{p.name} is damaged ({what}) and {_set_aside(p)}" for p, what in damaged]
+                    return checkpoint, [f"{p.name} is damaged ({what}) and {_set_aside(p)}" for p, what in damaged]
             damaged.append((path, problem))
     return None, [f"{path.name} is damaged ({what})" for path, what in damaged]
 
 
 def _set_aside(path: Path) -> str:
-    """Rename a damaged checkpoint; gives what became of it."""
+    """Rename a damaged checkpoint; returns the outcome in words."""
     aside = path.with_name(path.name + ".corrupt")
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -120,7 +120,7 @@ def newest_state(folder: Path) -> dict[str, Any] | None:
 
 
 def has_traces(folder: Path) -> bool:
-    """Whether something lies there that only a checkpoint leaves: one that was set aside, or kept. StorageError."""
+    """Whether there are traces of a checkpoint in `folder`, such as one that was set aside or kept. StorageError."""
     with _readable(folder), contextlib.suppress(*_ABSENT):
         return any(re.match(r"(step|kept)-[0-9]+", name) for name in os.listdir(folder))
     return False
@@ -128,7 +128,7 @@ def has_traces(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _readable(folder: Path) -> Iterator[None]:
-    """Around reading checkpoints: what cannot be read may be good, so that nothing is decided."""
+    """Turn a failed read into a StorageError: an unreadable checkpoint may be good, so nothing is decided."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch has a RuntimeError for a file that it cannot map
@@ -141,7 +141,7 @@ def _readable(folder: Path) -> Iterator[None]:
 
 
 def has_good(folder: Path) -> bool:
-    """Whether `load_newest` would find one."""
+    """Whether `load_newest` would find a good checkpoint."""
     with contextlib.suppress(OSError):
         return any(_is_good(path) for path in _newest_first(folder))
     return False
@@ -173,7 +173,7 @@ def _link(source: str, target: str) -> None:
 
 
 def verify(path: Path) -> str | None:
-    """None if the manifest is of this step and every file has the size and hash written there, else what is wrong.
+    """Check that the manifest is of this step and that every file has its size and hash; None, or what is wrong.
 
     Raises OSError where a file is there and cannot be read.
     """
@@ -239,18 +239,18 @@ def _write(folder: Path, step: int, checkpoint: Checkpoint) -> None:
 
 
 def _step(path: Path) -> int:
-    found = _NAME.fullmatch(path.name)
-    return int(found[1]) if found else -1
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    """Checkpoints, damaged ones too; none where there is no such folder. Raises OSError."""
+    """Checkpoints in `folder`, newest first, damaged ones too; none where it does not exist. Raises OSError."""
     try:
         with os.scandir(folder) as entries:
-            found = [folder / entry.name for entry in entries if _NAME.fullmatch(entry.name) and entry.is_dir()]
+            paths = [folder / entry.name for entry in entries if _NAME.fullmatch(entry.name) and entry.is_dir()]
     except FileNotFoundError:
         return []
-    return sorted(found, key=lambda p: (_step(p), p.suffix != ".old"), reverse=True)
+    return sorted(paths, key=lambda p: (_step(p), p.suffix != ".old"), reverse=True)
 
 
 def _move_aside(final: Path) -> None:
@@ -264,7 +264,7 @@ def _move_aside(final: Path) -> None:
 
 
 def _purge(folder: Path, new: Path, keep: int) -> None:
-    """Delete all but `new`, which is good, and the newest others that are: what is damaged takes nobody's place."""
+    """Delete all but `new`, which is good, and the newest other good ones: a damaged one does not count as kept."""
     kept = set[int]()
     for path in _newest_first(folder):
         step, full = _step(path), len(kept) >= keep
@@ -276,14 +276,14 @@ def _purge(folder: Path, new: Path, keep: int) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Take the name away first, so that nothing half deleted ever looks like a checkpoint."""
+    """Rename, then delete, so that nothing half deleted ever looks like a checkpoint."""
     gone = path.with_name(f".tmp-{path.name}")
     os.rename(path, gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 
 def _remove_debris(folder: Path) -> None:
-    """Clear away what a killed save has left; a checkpoint that it had moved aside gets its name back."""
+    """Remove the leftovers of a killed save; a checkpoint that it had moved aside gets its name back."""
     for path in folder.glob(".tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob("step-*.old"):

@@ -1,4 +1,4 @@
-"""The run folder: what lies in it and how it is read and written. Movable, readable without nolabel."""
+"""The run folder: its files, and how they are read and written. It can be moved, and read without nolabel."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ WRITTEN = (
     *("config.yaml", "status.json", "metrics.jsonl", "events.jsonl", "bad_files*.jsonl", "report.html"),
     *("weights", "checkpoints", "capture", "eval", "pictures", "tensorboard", ".lock", ".alive", marks.MARK),
 )
-"""What nolabel writes in a run folder, as patterns."""
+"""Patterns of the names that nolabel writes in a run folder."""
 
 
 class Run:
@@ -35,7 +35,7 @@ class Run:
             )
 
     def config(self) -> dict[str, Any]:
-        """The resolved settings, as they stand in config.yaml."""
+        """The resolved settings, as they are in config.yaml."""
         return read_yaml(self.path / "config.yaml")
 
     def status(self) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class Run:
         return {"state": "created", "step": 0} | (read_json(self.path / "status.json") or {})
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One record a log step."""
+        """One record per log step."""
         return [r for r in read_jsonl(self.path / "metrics.jsonl") if is_step(r.get("step"))]
 
     def events(self) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ class Run:
     def eval_results(self) -> dict[str, dict[str, Any]]:
         """Results of evaluations by file name without suffix."""
         files = [f for f in sorted((self.path / "eval").glob("*.json")) if not f.stem.endswith(".time")]
-        return {f.stem: found for f in files if (found := read_json(f)) is not None}
+        return {f.stem: result for f in files if (result := read_json(f)) is not None}
 
     def backbone(self) -> Any:
         """The trained backbone of `RUN/weights`, an `nn.Module` giving Features."""
@@ -83,7 +83,7 @@ def write_status(
     exit_code: int | None = None,
     health: Mapping[str, str] | None = None,
 ) -> None:
-    """Replace status.json; what is known of the run's health stays where nothing newer is given."""
+    """Replace status.json; the last health of the run stays where no newer one is given."""
     status = {"state": state, "step": step, "reason": reason, "pid": os.getpid(), "heartbeat": time.time()}
     status["host"] = platform.node()
     health = health or Run(run).status().get("health")
@@ -92,15 +92,15 @@ def write_status(
 
 
 def check_apart(out: Path, inputs: Mapping[str, str | None]) -> None:
-    """UsageError where something that is read, by its name in the message, is `out` or lies in it, also by a link."""
+    """Raise UsageError where one of `inputs` (label to path) is `out` or inside it, also through a link."""
     for what, path in inputs.items():
-        if path and _lies_in(path, out):
+        if path and _is_inside(path, out):
             raise UsageError(
                 f"{what} {path} lies in --out {out}, which is to hold the new run alone.\nChoose another --out."
             )
 
 
-def _lies_in(path: str, folder: Path) -> bool:
+def _is_inside(path: str, folder: Path) -> bool:
     try:
         identity = os.stat(folder)
     except OSError:  # it is not there yet
@@ -114,24 +114,24 @@ def _lies_in(path: str, folder: Path) -> bool:
 
 
 def check_new(path: Path, overwrite: bool) -> None:
-    """UsageError unless `path` is free for a new run: absent, empty, or a run that `overwrite` may replace.
+    """Raise UsageError unless `path` is free for a new run: absent, empty, or a run that `overwrite` may replace.
 
-    A run may be replaced where it holds nothing but what nolabel has written.
+    A run may be replaced where it holds nothing that nolabel has not written.
     """
     if not os.path.lexists(path):
         return
     if not path.is_dir():
         raise UsageError(f"{path} exists and is no folder: choose another --out.")
     with storage(path):
-        found = marks.content(path, marks.RUN_NAMES)
-    if not found.strange and all(map(_BEGUN.fullmatch, found.own)):
+        content = marks.content(path, marks.RUN_NAMES)
+    if not content.strange and all(map(_BEGUN.fullmatch, content.own)):
         return
     is_run = marks.is_run(path)
     if not (is_run and overwrite):
         way = f"`nolabel resume {path}` goes on with it, " if is_run else ""
         last = "--overwrite replaces it." if is_run else "nolabel never replaces what is not a run."
         raise UsageError(f"{path} exists and is not empty: {way}another --out starts afresh, {last}")
-    marks.check_strange(path, found)
+    marks.check_strange(path, content)
 
 
 _BEGUN = re.compile(rf"{re.escape(marks.MARK)}|\.lock|\.config\.yaml\..*")  # killed before it had settings
@@ -162,7 +162,7 @@ def mark(path: Path) -> None:
 
 @contextlib.contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Around reading and writing a run: an OSError becomes a StorageError."""
+    """Turn an OSError while reading or writing a run into a StorageError."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a run would cost, measured: a few real steps on the real data, nothing written."""
+"""Measure the cost of a run: a few real steps on the real data. Nothing is written."""
 
 import resource
 import time
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nolabel.config import TrainConfig, find_device, known, resolve
+from nolabel.config import TrainConfig, find_device, resolve, resolved
 from nolabel.data.images import scan
 from nolabel.progress import duration
 from nolabel.runs.checkpoint import MIN_KEPT
@@ -24,10 +24,10 @@ class Estimate(NamedTuple):
     steps_per_epoch: int
     backbone_parameters: int
     method_parameters: int
-    """Everything that is kept in memory: student, teacher, heads."""
+    """Parameters that are kept in memory: student, teacher, heads."""
     seconds_per_step: float
     memory_bytes: int
-    """Peak so far: of the device, or of this process on the CPU."""
+    """Peak memory so far: of the device, or of this process on the CPU."""
     checkpoint_bytes: int
 
 
@@ -39,7 +39,7 @@ def estimate(config: TrainConfig[Any]) -> Estimate:
     job = build(config, images, device)
     seconds = []
     started = time.monotonic()
-    for step, batch in enumerate(job.batches(range(WARMUP_STEPS + MEASURED_STEPS), known(config.workers))):
+    for step, batch in enumerate(job.batches(range(WARMUP_STEPS + MEASURED_STEPS), resolved(config.workers))):
         training_step(job, on_device(job, batch), job.clock(step))
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -61,13 +61,13 @@ def estimate(config: TrainConfig[Any]) -> Estimate:
 
 
 def format_estimate(config: TrainConfig[Any], e: Estimate) -> str:
-    """The estimate for people."""
+    """Format the estimate for people."""
     kept = max(config.keep_checkpoints, MIN_KEPT) + 1
     rate, total = config.batch_size / e.seconds_per_step, e.total_steps * e.seconds_per_step
     million = 1e6
     lines = (
         f"images   {e.num_images:,}",
-        f"steps    {e.total_steps:,} of {config.batch_size} images, {e.steps_per_epoch:,} an epoch",
+        f"steps    {e.total_steps:,} of {config.batch_size} images, {e.steps_per_epoch:,} per epoch",
         f"network  {config.backbone}, {e.backbone_parameters / million:.1f} M parameters to keep, "
         f"{e.method_parameters / million:.1f} M in training",
         f"memory   {e.memory_bytes / 2**30:.1f} GiB",

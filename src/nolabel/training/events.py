@@ -14,7 +14,7 @@ from nolabel import distributed
 from nolabel.config import differences
 from nolabel.config.load import load_recipe
 from nolabel.errors import NolabelError, StorageError
-from nolabel.progress import say
+from nolabel.progress import report_line
 from nolabel.report import report
 from nolabel.runs import folder
 from nolabel.training.interrupts import Stopped
@@ -23,26 +23,26 @@ from nolabel.version import __version__
 
 
 def record_event(job: Job, name: str, **fields: Any) -> None:
-    """A line in events.jsonl. What cannot be written is said on stderr: a full disk ends no training."""
+    """Append to events.jsonl. If that fails, warn and keep training."""
     with optional_write("events.jsonl"):
         folder.append_event(job.out, name, **fields)
 
 
 @contextlib.contextmanager
 def optional_write(what: str) -> Iterator[None]:
-    """Around the writing of what training can do without."""
+    """Turn a failed write of an optional file into a warning."""
     try:
         yield
     except (OSError, StorageError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        say(f"warning: {what} could not be written ({why}); training goes on")
+        report_line(f"warning: {what} could not be written ({why}); training goes on")
 
 
 @contextlib.contextmanager
 def recording(job: Job, first_step: int, changes: Sequence[str] = ()) -> Iterator[None]:
-    """Around the loop: whatever happens in it, events.jsonl and status.json say how it began and how it ended.
+    """Record in events.jsonl and status.json how the block, the loop, began and how it ended, also after an error.
 
-    `changes` are settings that a resumed run has otherwise.
+    `changes` are the lines of `check_changes`, for a resumed run with other settings.
     """
     if not distributed.is_main():
         yield
@@ -62,7 +62,7 @@ def recording(job: Job, first_step: int, changes: Sequence[str] = ()) -> Iterato
         "system": _system(job),
     }
     for line in changes:
-        say(f"changed: {line}")
+        report_line(f"changed: {line}")
     start |= {"changed_on_resume": list(changes)} if changes else {}
     folder.append_event(job.out, "start", step=first_step, **start)
     folder.write_status(job.out, "running", first_step)

@@ -5,27 +5,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nolabel import console, distributed
-from nolabel.config import TrainConfig, known, processors
+from nolabel.config import TrainConfig, processors, resolved
 from nolabel.data.bad_files import BadFile
 from nolabel.data.images import too_many_bad
 from nolabel.data.loader import Batch
 from nolabel.errors import DataError
 from nolabel.files import append_jsonl
-from nolabel.progress import say
+from nolabel.progress import report_line
 from nolabel.training.events import optional_write, record_event
 from nolabel.training.job import Job
 
 SLOW_SHARE = 0.3
-"""The loader is the limit where more of the time than this goes by waiting for images."""
+"""Share of the time spent waiting for images above which the loader is the limit."""
 
 
 SLOW_LINES = 3
-"""So many log lines in a row: the first one has the start of the workers in it."""
+"""Slow log lines in a row before the warning; the first line of a run includes the start of the workers."""
 
 
 def note_loader(job: Job, record: Mapping[str, Any], done: int) -> None:
-    """Say once, and write down, that the loader is the limit and what to change."""
-    if len(job.history.slow_lines) == SLOW_LINES or "decode_ms" not in record:  # said; a window of an older version
+    """Warn once, and record, that the loader is the limit and what to change."""
+    if (
+        len(job.history.slow_lines) == SLOW_LINES or "decode_ms" not in record
+    ):  # warned already; a window of an older version
         return
     if record["data_wait"] <= SLOW_SHARE:
         job.history.slow_lines.clear()
@@ -33,14 +35,14 @@ def note_loader(job: Job, record: Mapping[str, Any], done: int) -> None:
     job.history.slow_lines.append(done)
     if len(job.history.slow_lines) == SLOW_LINES and distributed.is_main():
         line = advice(job.config, record, distributed.world_size(), processors(distributed.world_size(), job.device))
-        say(f"warning: {line}")
+        report_line(f"warning: {line}")
         record_event(job, "slow loader", step=done, reason=line)
 
 
 def advice(config: TrainConfig[Any], record: Mapping[str, Any], world_size: int, cpus: int) -> str:
-    """What to change where the loader is the limit; `cpus` are those of one process."""
-    workers, decode, crop = known(config.workers), record["decode_ms"], record["crop_ms"]
-    # So many prepare a batch while a step runs.
+    """Words on what to change where the loader is the limit; `cpus` is the number of processors per process."""
+    workers, decode, crop = resolved(config.workers), record["decode_ms"], record["crop_ms"]
+    # This number of workers prepares a batch while a step runs.
     enough = math.ceil(config.batch_size / world_size * (decode + crop) / max(record["step_ms"], 1e-3))
     if workers < cpus:
         change = f"use --workers {min(max(enough, workers + 1), cpus)} instead of {workers}"
@@ -61,7 +63,7 @@ def note_batch(job: Job, batch: Batch, done: int) -> None:
 
 
 def note_restarts(job: Job, notes: Sequence[str], done: int) -> None:
-    """Say and write down what happened to the processes that prepare images."""
+    """Report and record what happened to the processes that prepare images."""
     for note in notes:
         console.note(f"warning: {note}")
         if distributed.is_main():
@@ -69,7 +71,7 @@ def note_restarts(job: Job, notes: Sequence[str], done: int) -> None:
 
 
 def note_bad_files(job: Job, bad: Sequence[Sequence[BadFile]], done: int) -> None:
-    """Write down files that are bad and were not known yet. DataError when more than 5 % of the files seen are."""
+    """Record bad files that are new. DataError when more than 5 % of the files seen so far are bad."""
     for files in bad:
         job.history.bad_slots.add(files[0].name)
         for file in files:

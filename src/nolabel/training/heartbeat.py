@@ -1,4 +1,4 @@
-"""Ends a job of several processes when one of them is dead or hangs, and says which.
+"""Heartbeats: end a job of several processes when one of them is dead or hangs, and report which.
 
 A collective operation waits for ever, or for half an hour, for a process that no longer answers. So each process
 writes a heartbeat to the run folder and looks at those of the others. Times are measured by each reader's own clock
@@ -29,22 +29,22 @@ SILENCE = 45.0
 
 
 STANDSTILL = 75.0
-"""Seconds without a finished step after which the job counts as hung; ten times the longest step if that is more."""
+"""Seconds without a finished step after which the job counts as hung, or ten times the longest step if longer."""
 
 
 PAUSE = 3600.0
-"""The same while a process evaluates or saves."""
+"""Seconds without progress after which the job counts as hung while a process evaluates or saves."""
 
 
 class Pulse:
-    """What the main thread of this process has done last; the heartbeat's thread reads it."""
+    """Progress of the main thread of this process; the heartbeat's thread reads it."""
 
     def __init__(self, step: int) -> None:
         self.step, self.doing, self.count, self.longest = step, "training", 0, 0.0
         self.since = time.monotonic()
 
     def beat(self, step: int, doing: str = "training") -> None:
-        """Say what comes next; the main thread calls it at every step and around what takes long."""
+        """Note what comes next; the main thread calls it at every step and around slow work."""
         now = time.monotonic()
         if self.doing == "training" and self.count > 1:  # the first step compiles and warms up
             self.longest = max(self.longest, now - self.since)
@@ -59,9 +59,9 @@ class _Seen(NamedTuple):
 
 @contextlib.contextmanager
 def watch_processes(folder: Path, first_step: int) -> Iterator[Pulse]:
-    """Watch the processes of the job for the length of the block; without a process group nothing happens.
+    """Watch the processes of the job for the length of the block; without a process group do nothing.
 
-    A dead or hung process ends this one with exit code 75, whatever its main thread waits for; status.json says why.
+    A dead or hung process ends this one with exit code 75 even while its main thread waits; status.json has the reason.
     """
     pulse, stop = Pulse(first_step), threading.Event()
     if not distributed.active():
@@ -69,7 +69,7 @@ def watch_processes(folder: Path, first_step: int) -> Iterator[Pulse]:
         return
     beats = folder / ".alive"
     if distributed.is_main():
-        shutil.rmtree(beats, ignore_errors=True)  # what an earlier run of this folder left
+        shutil.rmtree(beats, ignore_errors=True)  # left by an earlier run of this folder
         beats.mkdir(parents=True)
     distributed.barrier()
     rank, world_size = distributed.rank(), distributed.world_size()
@@ -87,7 +87,7 @@ def _watch(folder: Path, pulse: Pulse, rank: int, world_size: int, stop: threadi
     while True:
         _write(folder / ".alive" / str(rank), pulse)
         seen = {r: _look(folder / ".alive" / str(r), old) for r, old in seen.items()}
-        if stop.wait(BEAT):  # this process has ended well or badly: the others are told by their own collectives
+        if stop.wait(BEAT):  # this process has ended, well or badly: the others notice in their own collectives
             _write(folder / ".alive" / str(rank), pulse, ended=True)
             return
         if problem := _problem(seen, pulse):
@@ -116,7 +116,7 @@ def _look(path: Path, old: _Seen) -> _Seen:
 
 
 def _problem(seen: dict[int, _Seen], pulse: Pulse) -> str | None:
-    """What is wrong with the job, or None."""
+    """Describe what is wrong with the job; None where nothing is."""
     now = time.monotonic()
     beats: dict[int, list[Any]] = {
         r: json.loads(s.text) if s.text else [pulse.step, "starting", 0, 0.0] for r, s in seen.items()

@@ -1,4 +1,4 @@
-"""Signals become a flag: the loop stops at the next step boundary, saves and leaves."""
+"""Signals of the system become a flag: the loop stops after the present step, saves and leaves."""
 
 import contextlib
 import signal
@@ -10,16 +10,16 @@ from nolabel.errors import NolabelError
 
 
 def _there(*names: str) -> tuple[signal.Signals, ...]:
-    """Those of the signals that this system has."""
+    """Signals of these names that this system has."""
     return tuple(getattr(signal, name) for name in names if hasattr(signal, name))
 
 
 ASKING = _there("SIGINT", "SIGTERM", "SIGUSR1")
-"""What people and batch systems send; a second one acts at once."""
+"""Signals that people and batch systems send; a second one acts at once."""
 
 
 REPEATED = _there("SIGHUP", "SIGXCPU")
-"""What the system itself sends again and again: a terminal that closes, each second beyond the limit of CPU time."""
+"""Signals that the system itself repeats: when a terminal closes, and each second beyond the limit of CPU time."""
 
 
 class Stopped(NolabelError):
@@ -33,7 +33,7 @@ class Stopped(NolabelError):
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Callable[[], int]]:
-    """Gives a function that returns the number of the first signal that came, or 0.
+    """Give a function that returns the number of the first signal that came, or 0.
 
     A second one acts at once, but for those that the system repeats. SIGHUP stays ignored where `nohup` has it so.
     """

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nolabel import distributed
-from nolabel.config import TrainConfig, check, known, plain
+from nolabel.config import TrainConfig, check, plain, resolved
 from nolabel.config.load import method_name
 from nolabel.data.bad_files import BadFile
 from nolabel.data.images import Images, LabelledImages, fingerprint, scan_labelled
@@ -22,10 +22,10 @@ from nolabel.networks.arguments import parse_args
 from nolabel.networks.backbones import Backbone, backbone
 from nolabel.optim.optimizers import optimizer
 from nolabel.optim.schedules import Clock
-from nolabel.progress import say
+from nolabel.progress import report_line
 from nolabel.training.memory import keep_freed_memory
 from nolabel.training.view_placement import place
-from nolabel.views import applier
+from nolabel.views import view_function
 
 Record = dict[str, Tensor | float]
 """The values logged for one step: loss, metrics, schedules, timings."""
@@ -33,19 +33,19 @@ Record = dict[str, Tensor | float]
 
 @dataclass
 class History:
-    """All that a run remembers beside tensors. It changes as the run goes on; a checkpoint keeps most of it."""
+    """Everything a run remembers beside tensors. It changes as the run goes on; a checkpoint keeps most of it."""
 
     bad_files: dict[str, BadFile] = field(default_factory=dict)
     """Files that could not be read so far, by name."""
     bad_slots: set[str] = field(default_factory=set)
-    """Those of them whose own turn came: the share of these decides whether the data are too broken."""
+    """Bad files whose own turn came. Their share decides whether the data are too broken."""
     bad_steps: list[int] = field(default_factory=list)
     """Steps that were not finite, since the last roll-back."""
     rollbacks: int = 0
     offset: int = 0
     """Batches left out of the stream by roll-backs."""
     losses: list[float] = field(default_factory=list)
-    """Losses of the last good steps, for `stability.spike`."""
+    """Losses of the last good steps, for `stability.find_spike`."""
     failed_saves: list[str] = field(default_factory=list)
     """Reasons why checkpoints could not be written, since the last that could."""
     slow_lines: list[int] = field(default_factory=list)
@@ -98,7 +98,7 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
     def make_backbone(drop_path: float) -> Backbone:
         return backbone(config.backbone, args, config.method.image_size, drop_path, config.grad_checkpointing)
 
-    torch.set_num_threads(known(config.threads))
+    torch.set_num_threads(resolved(config.threads))
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.seed)
@@ -107,7 +107,7 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
         isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in method.modules()
     )
     for warning in check(config, method.views(), method.backbone.patch_size, couples) + method.check():
-        say(f"warning: {warning}")
+        report_line(f"warning: {warning}")
     if method.sync_batchnorm:
         distributed.synchronize_batchnorm(method)
     method.to(device).train()
@@ -137,7 +137,7 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
 
 
 def _set_up_networks(method: Method, config: TrainConfig[Any], device: torch.device) -> None:
-    """How the backbones compute, which changes no weight and no name in the state dict."""
+    """Set how the backbones compute. This changes no weight and no name in the state dict."""
     for net in [m for m in method.modules() if isinstance(m, Backbone)]:
         if device.type == "cpu" and config.precision == "bf16":
             net.plain_attention(config.method.image_size)
@@ -148,7 +148,7 @@ def _set_up_networks(method: Method, config: TrainConfig[Any], device: torch.dev
 
 
 def _stream(config: TrainConfig[Any], images: Images, method: Method, device: torch.device) -> Stream:
-    """The stream of views; what is said where shared memory is too small for the batches that wait in it."""
+    """The stream of views. Warns where shared memory is too small for the batches that wait in it."""
     stream = Stream(
         images,
         method.views(),
@@ -159,17 +159,17 @@ def _stream(config: TrainConfig[Any], images: Images, method: Method, device: to
         engine="numba" if config.view_engine == "numba" else "torch",
     )
     if config.augment == "auto":
-        placed = place(stream, device, known(config.workers), config.mean, config.std)
+        placed = place(stream, device, resolved(config.workers), config.mean, config.std)
         stream = stream._replace(whole=placed == "device")
     if not stream.whole:
-        applier(stream.engine)  # compiled before there are processes that need it
+        view_function(stream.engine)  # compile it before there are processes that need it
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of this machine
-    full = fits_shared_memory(beside * waiting_bytes(stream, known(config.workers), distributed.world_size()))
+    full = fits_shared_memory(beside * waiting_bytes(stream, resolved(config.workers), distributed.world_size()))
     if full:
-        say(f"warning: {full}")
+        report_line(f"warning: {full}")
     return stream._replace(piped=bool(full))
 
 
 def settings(config: TrainConfig[Any]) -> dict[str, Any]:
-    """The same as a mapping, without `out`: a run may be moved."""
+    """The settings as a mapping, without `out`: a run may be moved."""
     return {"method_name": method_name(config)} | {k: v for k, v in plain(config).items() if k != "out"}

@@ -1,7 +1,7 @@
 """The training loop. Read this file first.
 
 One step, top to bottom: views of a batch of images -> loss -> gradient -> clip -> `before_step` -> optimizer ->
-`after_step`. `step.py` has the step, `methods/base.py` what a method is; `methods/dino.py` is the example to read next.
+`after_step`. `step.py` has the step, `methods/base.py` defines a method; `methods/dino.py` is the example to read next.
 
 Three properties come from the shape of the loop. Every schedule and all randomness are functions of the step, so a
 resumed run repeats the uninterrupted one bit by bit. A step whose loss or gradient is not finite moves nothing that
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from nolabel import distributed
-from nolabel.config import known
+from nolabel.config import resolved
 from nolabel.data.loader import Batch
 from nolabel.progress import progress
 from nolabel.training import feeding, metrics_log, monitor, recovery, state
@@ -29,7 +29,7 @@ from nolabel.training.step import on_device, training_step
 from nolabel.training.trackers import tracked
 
 CHECKPOINT_SECONDS = 600
-"""Seconds after which a checkpoint is due, whatever the interval in steps."""
+"""Seconds after which a checkpoint is due, even if the interval in steps has not passed."""
 
 
 def train_to_the_end(job: Job, first_step: int, records: list[Record], signal_number: Callable[[], int]) -> None:
@@ -46,9 +46,9 @@ def train_to_the_end(job: Job, first_step: int, records: list[Record], signal_nu
 
 
 def loop(job: Job, first_step: int, records: list[Record], signal_number: Callable[[], int]) -> None:
-    """Take all steps from `first_step` on, with what is measured and written between them.
+    """Take all steps from `first_step` on; measure, log and save between them.
 
-    `records` are those since the last log line, of a run that is resumed; `signal_number` gives the signal that came.
+    `records` are the steps since the last log line of a resumed run. `signal_number` gives the signal that came, or 0.
     """
     config, steps = job.config, range(first_step, job.total_steps)
     with (
@@ -59,7 +59,7 @@ def loop(job: Job, first_step: int, records: list[Record], signal_number: Callab
         watch = monitor.open_monitor(job) if distributed.is_main() else None
         if watch and first_step == 0:
             monitor.evaluate_now(job, watch, 0)
-        stream = job.batches(steps, known(config.workers), job.device.type == "cuda")
+        stream = job.batches(steps, resolved(config.workers), job.device.type == "cuda")
         window, saved = Window(records), time.monotonic()
         for step in steps:
             pulse.beat(step)
@@ -113,7 +113,7 @@ class Window:
 
 
 class Due(NamedTuple):
-    """What comes after a step."""
+    """Tasks that are due after a step."""
 
     last: bool
     log: bool
@@ -122,9 +122,9 @@ class Due(NamedTuple):
 
 
 def what_is_due(job: Job, done: int) -> Due:
-    """What comes after `done` steps; after the last one, everything."""
+    """The tasks that are due after `done` steps; after the last step, all of them."""
     last, config = done == job.total_steps, job.config
-    every = known(config.log_every), known(config.eval_every), known(config.checkpoint_every)
+    every = resolved(config.log_every), resolved(config.eval_every), resolved(config.checkpoint_every)
     return Due(last, *(last or done % steps == 0 for steps in every))
 
 

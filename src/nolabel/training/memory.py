@@ -1,4 +1,4 @@
-"""Memory of the process: kept when freed, and the words for when it runs out."""
+"""Memory of the process: keep what is freed, and explain what to do when it runs out."""
 
 import contextlib
 import ctypes
@@ -26,7 +26,7 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def enough_memory(config: TrainConfig[Any], step: int) -> Iterator[None]:
-    """Around a step: says what to change where the device's memory does not hold it. The optimizer has not moved."""
+    """Turn lack of device memory in a step into a UsageError with what to change. The optimizer has not moved then."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -15,13 +15,13 @@ from nolabel.training.monitor import Monitor, judge_health
 
 
 class Collapsed(NumericError):
-    """The health monitor gave an alarm, and the run was to stop then."""
+    """The health monitor gave an alarm, and the settings ask to stop then."""
 
 
 def log(job: Job, images: Monitor | None, window: Sequence[Record], done: int) -> dict[str, Any]:
-    """Write the means over the good steps since the last log line to metrics.jsonl and give them back.
+    """Write the means over the good steps since the last log line to metrics.jsonl and return them.
 
-    Raises Collapsed where the health monitor gives an alarm and the settings say to stop.
+    Raises Collapsed where the health monitor gives an alarm and the settings ask to stop.
     """
     names = list(window[0])
     table = torch.tensor([[float(record[name]) for name in names] for record in window], dtype=torch.float64)

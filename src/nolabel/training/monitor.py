@@ -1,4 +1,4 @@
-"""What is looked at while training: k-NN with labels, the features of fixed images and their attention, the report."""
+"""Checks during training: k-NN with labels, feature statistics and attention pictures of fixed images, the report."""
 
 import hashlib
 import math
@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from nolabel import files
-from nolabel.config import known
+from nolabel.config import resolved
 from nolabel.data.bad_files import BadImage
 from nolabel.data.decode import decode
 from nolabel.data.images import Images, read
@@ -24,7 +24,7 @@ from nolabel.health.facts import RunFacts, collect_facts
 from nolabel.health.features import FeatureSignals, feature_signals
 from nolabel.networks.backbones import Backbone
 from nolabel.plots.attention import snapshot
-from nolabel.progress import say
+from nolabel.progress import report_line
 from nolabel.report import report
 from nolabel.runs import folder
 from nolabel.training.events import optional_write, record_event
@@ -44,41 +44,41 @@ MIN_CELLS = 7  # rows and columns of a map in a picture
 
 
 class Monitor(NamedTuple):
-    """The fixed images that a run is looked at with, and what was seen so far."""
+    """The fixed images that a run is checked with, and the results so far."""
 
     labelled: knn.MonitorImages | None
     sample: Tensor
     """(N, 3, size, size) uint8 training images for the signals of `health/features.py`."""
     pictures: Tensor
-    """(8, 3, side, side) of them for the maps, large enough to show something, or fewer where the data hold fewer."""
+    """(8, 3, side, side) uint8 training images for the maps, large enough to show something; fewer in small data."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     device: torch.device
     facts: RunFacts
     history: list[dict[str, Any]]
     """The lines of metrics.jsonl."""
-    said: list[str]
-    """Kinds of alarms and notes that were given."""
+    reported: list[str]
+    """Kinds of alarms and notes that were reported."""
 
 
 def open_monitor(job: Job) -> Monitor:
     """Choose and decode the images; a resumed run remembers what it wrote."""
     config, size = job.config, job.config.method.image_size
     most = min(5000, MAX_BYTES // (3 * size * size))
-    labelled = knn.monitor_images(job.labelled, size, most, known(config.workers)) if job.labelled else None
+    labelled = knn.monitor_images(job.labelled, size, most, resolved(config.workers)) if job.labelled else None
     sample = _sample(job.stream.images, size, config.seed, _sample_size(job))
     pictures = _sample(job.stream.images, _picture_side(job), config.seed, NUM_PICTURES)
     written = folder.Run(job.out)
-    said = [str(e.get("kind")) for e in written.events() if e.get("event") in ("alarm", "note")]
+    reported = [str(e.get("kind")) for e in written.events() if e.get("event") in ("alarm", "note")]
     width, warmup = job.method.backbone.num_features, config.optim.warmup_epochs
     facts = collect_facts(
         vars(config.method), config.method.advice, width, warmup, job.steps_per_epoch, job.total_steps
     )
-    return Monitor(labelled, sample, pictures, config.mean, config.std, job.device, facts, written.metrics(), said)
+    return Monitor(labelled, sample, pictures, config.mean, config.std, job.device, facts, written.metrics(), reported)
 
 
 def evaluate_now(job: Job, images: Monitor, done: int) -> dict[str, Any]:
-    """k-NN, feature signals and a picture of the network as it is now, into the run folder; gives what to show."""
+    """Write k-NN, feature signals and a picture of the present network to the run folder; return what to show."""
     net = job.method.backbone
     record: dict[str, Any] = {}
     with optional_write("eval/attention"):
@@ -91,7 +91,7 @@ def evaluate_now(job: Job, images: Monitor, done: int) -> dict[str, Any]:
                 record |= {"knn_untrained": accuracy, "knn_raw": images.labelled.raw}
         if len(images.sample) > 1:
             record |= _features(images, net)
-    except NumericError:  # features that are not finite end no training: `health/diagnosis.py` says what they mean
+    except NumericError:  # features that are not finite end no training: `health/diagnosis.py` reports them
         record |= dict.fromkeys(FeatureSignals._fields, math.nan)
     if done == 0:
         record |= {"distinct_images": _distinct(images.sample)}
@@ -106,14 +106,15 @@ def evaluate_now(job: Job, images: Monitor, done: int) -> dict[str, Any]:
 
 
 def judge_health(job: Job, images: Monitor, record: dict[str, Any]) -> Diagnosis:
-    """What the run looks like after another line of metrics; the first alarm or note of a kind is said and recorded."""
+    """Diagnose the run after another line of metrics; report and record the first alarm or note of each kind."""
     images.history.append(record)
-    found = diagnose(images.history, images.facts)
-    if found.words and found.kind not in images.said:
-        images.said.append(found.kind)
-        say(f"{'warning' if found.alarm else 'note'}: {found.words}")
-        record_event(job, "alarm" if found.alarm else "note", step=record["step"], kind=found.kind, words=found.words)
-    return found
+    health = diagnose(images.history, images.facts)
+    if health.words and health.kind not in images.reported:
+        images.reported.append(health.kind)
+        kind = "alarm" if health.alarm else "note"
+        report_line(f"{'warning' if health.alarm else 'note'}: {health.words}")
+        record_event(job, kind, step=record["step"], kind=health.kind, words=health.words)
+    return health
 
 
 def _features(images: Monitor, net: Backbone) -> dict[str, float]:
@@ -124,11 +125,11 @@ def _features(images: Monitor, net: Backbone) -> dict[str, float]:
 
 
 def _sample_size(job: Job) -> int:
-    """As many images as cost about 0.5 % of the training between two evaluations; pictures and report cost the same.
+    """Number of images that costs about 0.5 % of the training between two evaluations, as much as pictures and report.
 
     An image in training costs at least four forward passes: one of the teacher, and three for forward and backward.
     """
-    fitting = 0.005 * 4 * job.config.batch_size * known(job.config.eval_every)
+    fitting = 0.005 * 4 * job.config.batch_size * resolved(job.config.eval_every)
     size = job.config.method.image_size
     return int(min(max(fitting, MIN_SAMPLE), MAX_SAMPLE, MAX_BYTES // (3 * size * size)))
 
@@ -147,7 +148,7 @@ def _distinct(sample: Tensor) -> float:
 
 
 def _picture(m: Monitor, backbone: Backbone, path: Path) -> None:
-    """Save the contact sheet of this moment; nothing where no image could be read."""
+    """Save the contact sheet of this moment; do nothing where no image could be read."""
     if not len(m.pictures):
         return
     x = normalize(m.pictures, m.mean, m.std).to(m.device)

@@ -26,14 +26,14 @@ MAX_ROLLBACKS = 1
 
 
 SMALLEST_SCALE = 2.0**-14
-"""An fp16 loss scale below this is no longer looking for its place."""
+"""Smallest fp16 loss scale; below it the search for a scale that fits has failed."""
 
 
 SPIKE_STEPS, SPIKE_WINDOW = 5, 100
 
 
 SPIKE_SIGMAS, SPIKE_FLOOR = 8.0, 0.01
-"""Standard deviations above the median; and what a standard deviation is at least, as a share of the median."""
+"""Standard deviations above the median, and the least standard deviation as a share of the median."""
 
 
 Verdict = Literal["go on", "roll back", "stop"]
@@ -47,7 +47,7 @@ class Unstable(NumericError):
         super().__init__(message)
 
 
-def verdict(bad_steps: Sequence[int], step: int, rollbacks: int) -> Verdict:
+def decide(bad_steps: Sequence[int], step: int, rollbacks: int) -> Verdict:
     """Decide after `step`, the last of `bad_steps` (ascending step numbers since the last roll-back)."""
     recent = [s for s in bad_steps if s > step - RECENT]
     in_a_row = 0
@@ -58,7 +58,7 @@ def verdict(bad_steps: Sequence[int], step: int, rollbacks: int) -> Verdict:
     return "roll back" if rollbacks < MAX_ROLLBACKS else "stop"
 
 
-def facts(values: dict[str, Tensor | float], not_finite: Sequence[str], step: int, precision: str) -> str:
+def describe_bad_step(values: dict[str, Tensor | float], not_finite: Sequence[str], step: int, precision: str) -> str:
     """Describe a step that was not finite, and what to try; `values` is the record of the step."""
     tensors = f"gradients of {len(not_finite)} tensors, first {not_finite[0]}" if not_finite else "no gradient"
     return (
@@ -70,8 +70,8 @@ def facts(values: dict[str, Tensor | float], not_finite: Sequence[str], step: in
     )
 
 
-def spike(losses: Sequence[float]) -> tuple[float, float] | None:
-    """The loss before and now, where the last 5 of `losses` all lie far above the up to 100 before them (50 at least).
+def find_spike(losses: Sequence[float]) -> tuple[float, float] | None:
+    """The loss before and now, where the last 5 of `losses` are all far above the up to 100 before them (at least 50).
 
     Far above: by 8 standard deviations, estimated from the median absolute deviation, which outliers hardly move.
     """

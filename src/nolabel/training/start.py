@@ -10,17 +10,17 @@ from nolabel import console, distributed, files
 from nolabel.config import (
     TrainConfig,
     find_device,
-    fit_processes,
     local_path,
     local_paths,
     resolve,
-    shrunk,
+    shortened_warmups,
+    split_over_processes,
     update,
 )
 from nolabel.config.load import config_yaml, load_run
 from nolabel.data.images import scan
 from nolabel.files import check_no_links
-from nolabel.progress import say
+from nolabel.progress import report_line
 from nolabel.runs import folder
 from nolabel.training import resuming
 from nolabel.training import state as state_module
@@ -45,8 +45,8 @@ def train(config: TrainConfig[Any], overwrite: bool = False) -> folder.Run:
         asked, config = config, resolve(config, len(images.names), distributed.world_size(), device)
         job = build(config, images, device)
         state_module.check_room(job)
-        for line in shrunk(asked, config):
-            say(f"warning: {line}")
+        for line in shortened_warmups(asked, config):
+            report_line(f"warning: {line}")
         with (
             folder.claimed(out, overwrite) if distributed.is_main() else contextlib.nullcontext(),
             catch_signals() as signal_number,  # also while the end is written down
@@ -62,52 +62,52 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
     """Go on with the run at `path` from its newest checkpoint, or from step 0 if it never had one.
 
     `changed` are settings to change from here on, groups as mappings; an edited config.yaml is treated in the same way.
-    Which may be, and which only with `allow_change`, is in `config/changes.py`; UsageError for the others. A finished
-    run is left as it is, unless it is now longer.
+    `config/changes.py` has the settings that may change, and those that need `allow_change`; UsageError for the others.
+    A finished run is left as it is, unless it is now longer.
     """
     path = local_path(str(path))
     with folder.storage(Path(path)):
-        found = folder.Run(path)
-        check_no_links(found.path, folder.WRITTEN)
-        status = found.status()["state"]
+        run = folder.Run(path)
+        check_no_links(run.path, folder.WRITTEN)
+        status = run.status()["state"]
     if status == "done" and not changed:
-        return found
-    before = load_run(found.path)
+        return run
+    before = load_run(run.path)
     config = local_paths(update(before, dict(changed or {})))
-    with folder.storage(found.path):
-        state = resuming.last_state(found.path)
-        lines = resuming.agreed_changes(found, before, config, state, allow_change)
+    with folder.storage(run.path):
+        state = resuming.last_state(run.path)
+        lines = resuming.agreed_changes(run, before, config, state, allow_change)
     check_tracker(config.tracker)
     device = find_device(config.device)
     with console.kept_stderr(), distributed.process_group(device):
-        # A micro-batch that is asked for now is kept, also where it is that of before.
+        # A micro-batch that is given now is kept, even if it equals the one before.
         processes = None if "micro_batch" in (changed or {}) else resuming.processes_before(state)
-        job = build(fit_processes(config, processes), scan(config.data, config.subfolder), device)
+        job = build(split_over_processes(config, processes), scan(config.data, config.subfolder), device)
         job = replace(job, written=config)
-        with folder.locked(found.path) if distributed.is_main() else contextlib.nullcontext():
-            with folder.storage(found.path):
+        with folder.locked(run.path) if distributed.is_main() else contextlib.nullcontext():
+            with folder.storage(run.path):
                 first_step, window = state_module.restore(job, allow_change=allow_change)
             killed_at_the_end = first_step == job.total_steps and status != "done"
             if first_step >= job.total_steps and not killed_at_the_end:
-                return found
+                return run
             if distributed.is_main():
-                with folder.storage(found.path):
-                    folder.mark(found.path)
+                with folder.storage(run.path):
+                    folder.mark(run.path)
                 if config != before:
-                    files.write_text(found.path / "config.yaml", config_yaml(config))
+                    files.write_text(run.path / "config.yaml", config_yaml(config))
             with catch_signals() as signal_number, recording(job, first_step, lines):
                 if killed_at_the_end:  # after the last checkpoint: the weights may be older than it
                     state_module.checkpoint(job, first_step, window)
                 else:
                     train_to_the_end(job, first_step, window, signal_number)
-    return found
+    return run
 
 
 def replay(path: str | Path) -> Record:
-    """Repeat the step for which the run at `path` was stopped as not finite, from RUN/capture; gives its values."""
-    found = folder.Run(path)
-    check_no_links(found.path, folder.WRITTEN)
-    config = load_run(found.path)
+    """Repeat the step that was not finite and stopped the run at `path`, from RUN/capture; returns its values."""
+    run = folder.Run(path)
+    check_no_links(run.path, folder.WRITTEN)
+    config = load_run(run.path)
     device = find_device(config.device)
     job = build(config, scan(config.data, config.subfolder), device)
     step, _ = state_module.restore(job, "capture")

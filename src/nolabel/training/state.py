@@ -1,4 +1,4 @@
-"""The state of a run to a checkpoint and back."""
+"""Save the state of a run as a checkpoint, and restore it."""
 
 import contextlib
 import shutil
@@ -12,7 +12,7 @@ from nolabel import distributed, files
 from nolabel.data.bad_files import BadFile
 from nolabel.errors import DataError, StorageError
 from nolabel.files import remove
-from nolabel.progress import say
+from nolabel.progress import report_line
 from nolabel.runs.checkpoint import (
     Checkpoint,
     has_good,
@@ -33,13 +33,13 @@ MAX_FAILED_SAVES = 3
 
 
 ROOM = 2.2
-"""States that must fit on the disk before step 1: two are kept at least, and weights and logs lie beside them."""
+"""States that must fit on the disk before step 1: at least two are kept, and weights and logs need room, too."""
 
 
 def check_room(job: Job) -> None:
-    """StorageError where the disk that is to hold the run has no room for `ROOM` states: said now, not hours later."""
+    """Raise StorageError before training, not hours later, if the disk of the run has no room for `ROOM` states."""
     trained = sum(p.numel() * p.element_size() for p in job.method.parameters() if p.requires_grad)
-    slots = 2 if job.config.optim.name == "adamw" else 1  # what the optimizer keeps of each weight
+    slots = 2 if job.config.optim.name == "adamw" else 1  # tensors that the optimizer keeps per weight
     state = sum(t.numel() * t.element_size() for t in job.method.state_dict().values()) + slots * trained
     place = job.out.absolute()
     while not place.exists():
@@ -65,7 +65,7 @@ def checkpoint(job: Job, done: int, window: Sequence[Record]) -> None:
             save_weights(net, job.out / "weights", c.method.image_size, c.mean, c.std)
         except (StorageError, OSError, SafetensorError) as error:
             failed.append(str(error))
-            say(f"warning: {error}. Training goes on; {len(failed)} of {MAX_FAILED_SAVES} such failures.")
+            report_line(f"warning: {error}. Training goes on; {len(failed)} of {MAX_FAILED_SAVES} such failures.")
             record_event(job, "save failed", step=done, reason=str(error))
         else:
             failed.clear()
@@ -80,7 +80,7 @@ def checkpoint(job: Job, done: int, window: Sequence[Record]) -> None:
 
 
 def keep_before(job: Job, step: int) -> str:
-    """Keep the newest checkpoint up to `step` from being purged; gives where, an empty string where there is none."""
+    """Keep the newest checkpoint up to `step` from being purged; returns its path, empty where there is none."""
     if not distributed.is_main():
         return ""
     with optional_write("the checkpoint before the spike"):
@@ -90,7 +90,7 @@ def keep_before(job: Job, step: int) -> str:
 
 
 def capture(job: Job, step: int) -> None:
-    """Keep in RUN/capture what repeats `step`, which was not finite: `nolabel.training.start.replay` does it."""
+    """Save to RUN/capture the state before `step`, which was not finite; `training.start.replay` repeats it."""
     if distributed.is_main():
         with contextlib.suppress(StorageError):
             _write(job, job.out / "capture", step, [], 1)
@@ -99,8 +99,8 @@ def capture(job: Job, step: int) -> None:
 
 def has_checkpoint(job: Job) -> bool:
     """Whether there is a state to roll back to; the main process looks."""
-    found = distributed.is_main() and has_good(job.out / "checkpoints")
-    return distributed.any_process(found, job.device)
+    good = distributed.is_main() and has_good(job.out / "checkpoints")
+    return distributed.any_process(good, job.device)
 
 
 def _write(job: Job, folder: Path, done: int, window: Sequence[Record], keep: int) -> None:
@@ -127,28 +127,28 @@ def _write(job: Job, folder: Path, done: int, window: Sequence[Record], keep: in
 def restore(job: Job, folder: str = "checkpoints", allow_change: bool = False) -> tuple[int, list[Record]]:
     """Load the newest good checkpoint of RUN/`folder` into the job.
 
-    Gives the number of finished steps and the records since the last log line. DataError when the images have changed
+    Returns the number of finished steps and the records since the last log line. DataError when the images have changed
     since, unless `allow_change`, and where every checkpoint is damaged. StorageError where they cannot be read, or are
     gone.
     """
-    found: Checkpoint | None = None
+    newest: Checkpoint | None = None
     for main_first in (True, False):  # the main process sets damaged checkpoints aside before the others look
         if distributed.is_main() == main_first:
-            found, damaged = load_newest(job.out / folder)
-            for line in damaged if found else ():
-                say(f"warning: {line}")
+            newest, damaged = load_newest(job.out / folder)
+            for line in damaged if newest else ():
+                report_line(f"warning: {line}")
                 append_event(job.out, "damaged", detail=line)
         distributed.barrier()
-    if found is None:
+    if newest is None:
         if folder != "checkpoints":
             raise DataError(f"{job.out / folder} holds no state that is good, so there is nothing to repeat.")
         begin_at_zero(Run(job.out), damaged)
         return 0, []
     for path in job.out.glob(".*.tmp") if distributed.is_main() else ():
-        remove(path)  # of a process that was killed while it wrote
-    _check_images(job, found, allow_change)
+        remove(path)  # left by a process that was killed while it wrote
+    _check_images(job, newest, allow_change)
     try:
-        _fill(job, found)
+        _fill(job, newest)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise DataError(
             f"The newest checkpoint in {job.out / folder} does not fit the settings of this run: {first_line(error)}\n"
@@ -158,23 +158,23 @@ def restore(job: Job, folder: str = "checkpoints", allow_change: bool = False) -
         name, reason, detail = (str(record.get(key, "")) for key in ("name", "reason", "detail"))
         job.history.bad_files[name] = BadFile(name, reason, detail, 0)
     if distributed.is_main() and folder == "checkpoints":
-        files.cut_jsonl(job.out / "metrics.jsonl", found.state["step"])
-    return found.state["step"], list(found.state["window"])
+        files.cut_jsonl(job.out / "metrics.jsonl", newest.state["step"])
+    return newest.state["step"], list(newest.state["window"])
 
 
-def _fill(job: Job, found: Checkpoint) -> None:
-    """Put what a checkpoint holds into the job."""
-    state = found.state
+def _fill(job: Job, saved: Checkpoint) -> None:
+    """Put the tensors and numbers of a checkpoint into the job."""
+    state = saved.state
     if state["world_size"] != distributed.world_size():
-        say(
+        report_line(
             f"warning: {distributed.world_size()} processes go on with a run of {state['world_size']}: "
             "the same images and views; sums round otherwise, drop path draws otherwise"
         )
     for name, old in state["versions"].items():
         if versions().get(name) != old:
-            say(f"warning: the checkpoint was written with {name} {old}, this is {versions().get(name)}")
-    job.method.load_state_dict(found.model)
-    restore_optimizer(job.optimizer, job.method, found.optim)
+            report_line(f"warning: the checkpoint was written with {name} {old}, this is {versions().get(name)}")
+    job.method.load_state_dict(saved.model)
+    restore_optimizer(job.optimizer, job.method, saved.optim)
     if state["scaler"]:
         job.scaler.load_state_dict(state["scaler"])
     job.history.bad_slots.update(state["bad_slots"])
@@ -187,12 +187,12 @@ def first_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _check_images(job: Job, found: Checkpoint, allow_change: bool) -> None:
-    if found.state.get("images") == job.fingerprint:
+def _check_images(job: Job, saved: Checkpoint, allow_change: bool) -> None:
+    if saved.state.get("images") == job.fingerprint:
         return
     what = f"{job.config.data} has changed since the run started: files were added, removed or renamed"
     if not allow_change:
         raise DataError(
             f"{what}.\nPut the old state back, start a new run, or add --allow-change to go on with the new images."
         )
-    say(f"warning: {what}; the order of the images is another one from here on")
+    report_line(f"warning: {what}; the order of the images is another one from here on")

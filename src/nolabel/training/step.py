@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from nolabel import distributed
-from nolabel.config import (
-    known,
-)
+from nolabel.config import resolved
 from nolabel.data.loader import Batch
 from nolabel.methods import Method
 from nolabel.networks.precision import autocast
@@ -51,7 +49,7 @@ def training_step(job: Job, views: Sequence[Tensor], clock: Clock) -> Record:
 
 
 def _running_statistics(method: Method) -> list[list[Tensor]]:
-    """What a forward pass moves: the buffers of BatchNorm, by dtype. All else that remembers waits for `after_step`."""
+    """The buffers of BatchNorm, by dtype: a forward pass moves them. All else that remembers waits for `after_step`."""
     groups: dict[torch.dtype, list[Tensor]] = {}
     for norm in (m for m in method.modules() if hasattr(m, "running_mean")):
         for buffer in norm.buffers(recurse=False):
@@ -60,7 +58,7 @@ def _running_statistics(method: Method) -> list[list[Tensor]]:
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:
-    """A copy of all in one row: few large operations where one by one would be hundreds of small ones."""
+    """A copy of all tensors in one row, so that a few large operations replace hundreds of small ones."""
     return torch.cat([t.flatten() for t in tensors])
 
 
@@ -72,7 +70,7 @@ def _apart(row: Tensor, like: list[Tensor]) -> list[Tensor]:
 
 def _forward_backward(job: Job, views: Sequence[Tensor], clock: Clock) -> dict[str, Tensor]:
     """Mean metrics and accumulated gradients over the micro-batches of the step."""
-    pieces = [torch.split(v, known(job.config.micro_batch)) for v in views]
+    pieces = [torch.split(v, resolved(job.config.micro_batch)) for v in views]
     number = len(pieces[0])
     precision = job.config.precision
     assert precision != "auto", "resolve comes first"

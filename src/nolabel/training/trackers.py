@@ -1,6 +1,6 @@
-"""The metrics of a run for a tracker, which follows metrics.jsonl on a thread of its own.
+"""Trackers: copy the metrics of a run to another tool, on a thread that follows metrics.jsonl.
 
-Training writes its file and knows nothing of this: a tracker that raises, hangs or is slow costs the run nothing.
+Training writes its file and knows no tracker: one that raises, hangs or is slow costs the run nothing.
 """
 
 import contextlib
@@ -14,22 +14,22 @@ from typing import Any, NamedTuple
 
 from nolabel import distributed
 from nolabel.errors import UsageError
-from nolabel.progress import say
+from nolabel.progress import report_line
 
 POLL = 2.0
 """Seconds between two looks at the file."""
 
 
 PATIENCE = 10.0
-"""Seconds that a run waits at its end for a tracker that has not taken all lines yet."""
+"""Seconds that a run waits at its end for a tracker to take the last lines."""
 
 
 Write = Callable[[dict[str, float], int], object]
-"""Takes numbers by name, and the step they belong to."""
+"""Function that takes numbers by name, and their step."""
 
 
 class Place(NamedTuple):
-    """How far a file was read: its inode, which changes when it is replaced, and the bytes."""
+    """Position up to which a file was read: its inode, which changes when it is replaced, and the bytes."""
 
     inode: int
     bytes: int
@@ -46,7 +46,7 @@ def check_tracker(name: str) -> None:
 
 @contextlib.contextmanager
 def tracked(name: str, out: Path) -> Iterator[None]:
-    """Around training: the lines that it writes go to the tracker, those of the main process alone."""
+    """Send the lines that the main process logs within the block to the tracker."""
     if name == "none" or not distributed.is_main():
         yield
         return
@@ -59,14 +59,16 @@ def tracked(name: str, out: Path) -> Iterator[None]:
         ended.set()
         thread.join(PATIENCE)
         if thread.is_alive():
-            say(f"warning: {name} has not taken all metrics after {PATIENCE:.0f} s; {out}/metrics.jsonl has them")
+            report_line(
+                f"warning: {name} has not taken all metrics after {PATIENCE:.0f} s; {out}/metrics.jsonl has them"
+            )
 
 
 def end_of(path: Path) -> Place:
-    """The end of what is there now."""
+    """The present end of a file."""
     with contextlib.suppress(FileNotFoundError):
-        found = path.stat()
-        return Place(found.st_ino, found.st_size)
+        facts = path.stat()
+        return Place(facts.st_ino, facts.st_size)
     return Place(0, 0)
 
 
@@ -85,28 +87,28 @@ def _follow(name: str, out: Path, place: Place, ended: threading.Event) -> None:
                     if record["step"] > floor:
                         write(_numbers(record), record["step"])
                         last = max(last, record["step"])
-    except Exception as error:  # whatever a stranger's code does, training goes on
-        say(f"warning: {name} failed ({type(error).__name__}: {error}); training goes on without it")
+    except Exception as error:  # no error of foreign code ends training
+        report_line(f"warning: {name} failed ({type(error).__name__}: {error}); training goes on without it")
 
 
 def _lines(path: Path, place: Place) -> tuple[list[dict[str, Any]], Place]:
-    """The whole lines behind a place, and where they end."""
+    """The records of all whole lines after a place, and where they end."""
     if not path.is_file():
         return [], place
     with open(path, "rb") as file:
         file.seek(place.bytes)
         data = file.read()
     whole = data[: data.rfind(b"\n") + 1]
-    found = []
+    records = []
     for line in whole.splitlines():
         with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return found, Place(place.inode, place.bytes + len(whole))
+            records.append(json.loads(line))
+    return records, Place(place.inode, place.bytes + len(whole))
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, float]:
-    found = {k: v for k, v in record.items() if k != "step" and isinstance(v, (int, float))}
-    return {k: float(v) for k, v in found.items() if math.isfinite(v)}
+    numbers = {k: v for k, v in record.items() if k != "step" and isinstance(v, (int, float))}
+    return {k: float(v) for k, v in numbers.items() if math.isfinite(v)}
 
 
 @contextlib.contextmanager
@@ -125,4 +127,4 @@ def _tensorboard(out: Path) -> Iterator[Write]:
 
 
 START: dict[str, Callable[[Path], contextlib.AbstractContextManager[Write]]] = {"tensorboard": _tensorboard}
-"""By the name of the package. None of them sends anything to its makers unasked (docs/reference/run-folder.md)."""
+"""Trackers by package name. None of them sends anything to its makers unasked (docs/reference/run-folder.md)."""

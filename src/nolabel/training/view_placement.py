@@ -1,4 +1,4 @@
-"""Where views are cut, by the processes that read images or on the device: measured before the first step."""
+"""Choose by measurement, before the first step, where views are cut: in the loader's processes or on the device."""
 
 import time
 from collections.abc import Sequence
@@ -11,33 +11,33 @@ from nolabel.data.loader import Stream, batches
 from nolabel.views import render
 
 NUM_IMAGES = 32
-"""Images a process of each of the two batches: one to warm up, one to measure."""
+"""Images per process in each of two batches: one to warm up, one to measure."""
 
 
 class Times(NamedTuple):
-    """Milliseconds an image, all of them without reading and decoding, which both placements need."""
+    """Milliseconds per image, without reading and decoding, which both placements need."""
 
     cut: float
-    """Of one process on the CPU, to cut and change the views."""
+    """Time of one process on the CPU to cut and change the views."""
     render: float
-    """Of the device, to make the views of whole images, their transport included."""
+    """Time of the device to make the views of whole images, transport included."""
 
 
 def choose(times: Times, workers: int) -> Literal["cpu", "device"]:
-    """The device where it takes less time than all workers together save by leaving the views to it."""
+    """Choose the device where it takes less time than all workers together save by leaving the views to it."""
     return "device" if times.cut / max(1, workers) > times.render else "cpu"
 
 
 def place(
     stream: Stream, device: torch.device, workers: int, mean: Sequence[float], std: Sequence[float]
 ) -> Literal["cpu", "device"]:
-    """What `--augment auto` is for this run; all processes agree with the first. DataError if no image can be read."""
-    found = choose(measure(stream, device, mean, std), workers)
-    return "device" if distributed.any_process(distributed.is_main() and found == "device", device) else "cpu"
+    """Resolve `--augment auto` for this run; all processes follow the first. DataError if no image can be read."""
+    chosen = choose(measure(stream, device, mean, std), workers)
+    return "device" if distributed.any_process(distributed.is_main() and chosen == "device", device) else "cpu"
 
 
 def measure(stream: Stream, device: torch.device, mean: Sequence[float], std: Sequence[float]) -> Times:
-    """Of the first images of the run, in this process."""
+    """Measure both placements on the first images of the run, in this process."""
     size = min(stream.batch_size, NUM_IMAGES * distributed.world_size())
     few = stream._replace(batch_size=size)
     _, cut = batches(few._replace(whole=False), range(2), 0)

@@ -1,9 +1,9 @@
 """Views: how one image becomes the crops that a method looks at."""
 
-from nolabel.views.cpu_torch import apply, reduced, reduction
-from nolabel.views.device import Sources, render, table
+from nolabel.views.cpu_torch import apply, reduction, scaled_down
+from nolabel.views.device import Sources, as_rows, render
 from nolabel.views.draw import Drawn, draw
-from nolabel.views.engine import Apply, applier, fastest
+from nolabel.views.engine import Apply, fastest, view_function
 from nolabel.views.normalize import normalize
 from nolabel.views.spec import IMAGENET_MEAN, IMAGENET_STD, View
 
@@ -14,13 +14,13 @@ __all__ = [
     "Drawn",
     "Sources",
     "View",
-    "applier",
     "apply",
+    "as_rows",
     "draw",
     "fastest",
     "normalize",
-    "reduced",
     "reduction",
     "render",
-    "table",
+    "scaled_down",
+    "view_function",
 ]

@@ -1,7 +1,7 @@
-"""`image.apply` in machine code, made by numba (the extra `fast`): the same operations with the same parameters.
+"""`cpu_torch.apply` in machine code, made by numba (the extra `fast`): the same operations with the same parameters.
 
-The crop is torch's; what follows takes a fraction of its time there, because pixels pass through all colour operations
-while they lie in the nearest cache. The arithmetic is the float32 of `pixels.py` in another order, so what lies
+The crop is torch's; the rest takes a fraction of torch's time, because pixels pass through all colour operations
+while they are in the nearest cache. The arithmetic is the float32 of `pixels.py` in another order, so a value
 between two levels may round otherwise. Loops are written the way the compiler turns into vector instructions:
 over unsigned indices or whole slices, which cannot be negative.
 """
@@ -52,21 +52,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _compiled(function: F) -> F:
-    """With multiply-add in one instruction and sums in any order; there is no NaN. Kept on disk where possible."""
+    """Compile with multiply-add in one instruction, sums in any order, no NaN. The code is kept on disk if possible."""
     options: dict[str, Any] = {
         "nogil": True,
         "error_model": "numpy",
         "fastmath": {"contract", "nnan", "nsz", "reassoc"},
     }
     try:
-        found: F = numba.njit(cache=True, **options)(function)
+        compiled: F = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no folder to keep machine code in
-        found = numba.njit(**options)(function)
-    return found
+        compiled = numba.njit(**options)(function)
+    return compiled
 
 
 def apply(image: Tensor, view: View, drawn: Drawn) -> Tensor:
-    """As `image.apply`: the view of `image` (3, H, W) uint8 that `drawn` describes: (3, size, size) uint8."""
+    """The view of `image` (3, H, W) uint8 that `drawn` describes, as `cpu_torch.apply`: (3, size, size) uint8."""
     x = crop(image, view, drawn).permute(1, 2, 0).contiguous().numpy()
     codes, factors = [0] * 5, [0.0] * 5  # numbers, not arrays: those take longer to make than to use
     for k, (name, factor) in enumerate((*drawn.jitter, *[("saturation", 0.0)] * drawn.grayscale)):
@@ -118,7 +118,7 @@ def _split(x: Bytes, red: Floats, green: Floats, blue: Floats) -> None:
 
 @_compiled
 def _colors(planes: Floats, codes: Codes, factors: Factors, first: int, last: int, mean: np.float32) -> None:
-    """The operations `first` to `last` on (3, N); `mean` is that of the grey values where the first is contrast."""
+    """Apply operations `first` to `last` to (3, N); `mean` is the mean grey value where the first is contrast."""
     if first == last or codes[first] == 0:
         return
     for start in range(0, planes.shape[1], _CHUNK):
@@ -138,7 +138,7 @@ def _colors(planes: Floats, codes: Codes, factors: Factors, first: int, last: in
 
 @_compiled
 def _mix(red: Floats, green: Floats, blue: Floats, own: np.float32, gray: np.float32, const: np.float32) -> None:
-    """own * value + gray * (grey value of the pixel) + const, clamped to 0..255."""
+    """Compute own * value + gray * (grey value of the pixel) + const, clamped to 0..255."""
     for i in range(uintp(red.size)):
         other = gray * (_RED * red[i] + _GREEN * green[i] + _BLUE * blue[i]) + const
         red[i] = min(max(own * red[i] + other, f32(0)), f32(255))
@@ -160,7 +160,7 @@ def _mean_gray(red: Floats, green: Floats, blue: Floats) -> Any:
 
 @_compiled
 def _turn_hue(red: Floats, green: Floats, blue: Floats, shift: np.float32) -> None:
-    """As `pixels.turn_hue`, which explains it."""
+    """Turn the hue as `pixels.turn_hue` does, which explains it."""
     turn = f32(6) * shift + f32(3)
     to_red, to_green, to_blue = turn % f32(6), (turn - f32(2)) % f32(6), (turn - f32(4)) % f32(6)
     for i in range(uintp(red.size)):
@@ -176,7 +176,7 @@ def _turn_hue(red: Floats, green: Floats, blue: Floats, shift: np.float32) -> No
 
 @_compiled
 def _blur(plane: Floats, side: int, taps: Floats) -> None:
-    """Down the columns, then along the rows, with mirrored borders."""
+    """Blur down the columns, then along the rows, with mirrored borders."""
     reach = taps.size - 1
     tall = np.empty((side + 2 * reach, side), np.float32)
     for i in range(side + 2 * reach):
@@ -201,7 +201,7 @@ def _copy(source: Floats, target: Floats) -> None:
 
 @_compiled
 def _mirrored(i: int, side: int) -> int:
-    """Which pixel stands at `i` where the border mirrors; further away, where all taps are zero, any."""
+    """Index of the pixel at `i` where the border mirrors; further away, where all taps are zero, any index."""
     i = abs(i)
     return i if i < side else abs(2 * side - 2 - i) % side
 
@@ -224,7 +224,7 @@ def _weigh(x: Floats, step: int, taps: Floats, out: Floats) -> None:
 
 @_compiled
 def _finish(plane: Floats, side: int, solarize: bool, flip: bool, out: Bytes) -> None:
-    """Rounded, solarized from 128 up, mirrored."""
+    """Round, solarize from 128 up, and mirror."""
     last = uintp(side - 1)
     for i in range(0, plane.size, side):
         row, target = plane[i : i + side], out[i : i + side]

@@ -38,7 +38,7 @@ def crop(image: Tensor, view: View, drawn: Drawn) -> Tensor:
 
 
 def _color(x: Tensor, drawn: Drawn) -> None:
-    """Jitter and grayscale, on the spot: what comes before the hue, the hue, what comes after it."""
+    """Apply jitter and grayscale in place: the operations before the hue, the hue, the operations after it."""
     names = [name for name, _ in drawn.jitter]
     turn = names.index("hue") if "hue" in names else len(names)
     adjust(x, drawn.jitter[:turn])
@@ -48,15 +48,15 @@ def _color(x: Tensor, drawn: Drawn) -> None:
 
 
 def reduction(views: Sequence[View], drawn: Sequence[Drawn]) -> int:
-    """The largest of 1, 2, 4 and 8 by which an image may shrink without a crop being enlarged for it.
+    """The largest of 1, 2, 4 and 8 by which an image may shrink so that no crop has to be enlarged.
 
-    So a crop that has to be enlarged anyway allows 1 only.
+    A crop that has to be enlarged anyway allows only 1.
     """
     sides = [(min(one.box[2:]), view.size) for view, one in zip(views, drawn, strict=True)]
     return next((factor for factor in (8, 4, 2) if all(box >= factor * size for box, size in sides)), 1)
 
 
-def reduced(drawn: Drawn, factor: int) -> Drawn:
+def scaled_down(drawn: Drawn, factor: int) -> Drawn:
     """The same view in the image at 1 / `factor` of its size, sides rounded up; the edges of the box move to pixels."""
     top, left, height, width = drawn.box
     y, x = round(top / factor), round(left / factor)

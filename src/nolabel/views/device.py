@@ -1,6 +1,6 @@
 """The views of a whole batch on any device, from whole images and the parameters drawn for them.
 
-The same operations in the same order as `image.apply`, which is their reference: each works on all samples at once, or
+The same operations in the same order as `cpu_torch.apply`, the reference: each works on all samples at once, or
 on those that drew it. The parameters are read on the host, so nothing waits for the device.
 """
 
@@ -26,21 +26,21 @@ _FLIP, _GRAY, _SIGMA, _SOLARIZE = 12, 13, 14, 15
 
 
 _PIXELS = 8_000_000
-"""Of the images that are resized together, borders included: 12 bytes each, as floats."""
+"""Pixels of the images that are resized together, borders included: 12 bytes each, as floats."""
 
 
 class Sources(NamedTuple):
-    """Whole images and what was drawn for their views, all on the host."""
+    """Whole images and the drawn parameters of their views, all on the host."""
 
     pixels: Tensor
     """uint8: the pixels (H, W, 3) of each image, one after the other."""
     shapes: Tensor
     """(B, 2) int64: height and width of each image."""
     drawn: Tensor
-    """(B, V, 16) float32: `table` of each image."""
+    """(B, V, 16) float32: `as_rows` of each image."""
 
 
-def table(drawn: Sequence[Drawn]) -> Tensor:
+def as_rows(drawn: Sequence[Drawn]) -> Tensor:
     """The parameters of the views of an image as numbers (V, 16)."""
     rows = []
     for one in drawn:
@@ -53,7 +53,7 @@ def table(drawn: Sequence[Drawn]) -> Tensor:
 def render(
     sources: Sources, views: Sequence[View], device: torch.device, mean: Sequence[float], std: Sequence[float]
 ) -> list[Tensor]:
-    """The normalised views on `device`: one float32 (B, 3, size, size) a view.
+    """The normalised views on `device`: one float32 (B, 3, size, size) per view.
 
     Sums depend on the batch in their last bits, so a value at the edge of two levels may round otherwise in another.
     """
@@ -62,7 +62,7 @@ def render(
     together: dict[tuple[int, str], list[int]] = {}  # views of one size are made as one: a few times fewer kernels
     for v, view in enumerate(views):
         together.setdefault((view.size, view.interpolation), []).append(v)
-    found: list[list[Tensor]] = [[] for _ in views]
+    rendered: list[list[Tensor]] = [[] for _ in views]
     at_once = max(1, _PIXELS // int(sources.shapes.amax(0).prod()))
     for at in range(0, len(ends), at_once):
         some = slice(at, at + at_once)
@@ -75,8 +75,8 @@ def render(
             crops = crop(images, drawn[:, group, _BOX], views[group[0]])
             made = _photometric(crops.flatten(0, 1), drawn[:, group].flatten(0, 1)).view_as(crops)
             for k, v in enumerate(group):
-                found[v].append(made[:, k])
-    return [normalize(torch.cat(parts), mean, std) for parts in found]
+                rendered[v].append(made[:, k])
+    return [normalize(torch.cat(parts), mean, std) for parts in rendered]
 
 
 def crop(images: Tensor, boxes: Tensor, view: View) -> Tensor:
@@ -99,11 +99,11 @@ def crop(images: Tensor, boxes: Tensor, view: View) -> Tensor:
 def _weights(start: Tensor, length: Tensor, total: int, view: View, device: torch.device) -> Tensor:
     """(B, size, total): the share of each of `total` pixels in each output pixel; Pillow's filters, a = -1/2.
 
-    Made on the device, and only near their output pixel: sent from the host they would be many times the images.
+    They are made on the device, and only near their output pixel: sending them would cost many times the images.
     """
     reach = 1 if view.interpolation == "bilinear" else 2
     num_taps = int(2 * reach * max(1.0, float(length.max()) / view.size)) + 1
-    place_for = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+    place_for = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
     start, length = (x.to(place_for)[:, None, None] for x in (start, length))
     scale = (length / view.size).double()
     wide = scale.clamp(min=1)
@@ -117,9 +117,9 @@ def _weights(start: Tensor, length: Tensor, total: int, view: View, device: torc
         weights = torch.where(x < 1, near, torch.where(x < 2, far, 0))
     weights = weights * ((place >= start) & (place < start + length))
     weights = weights / weights.sum(2, keepdim=True)
-    found = torch.zeros(len(start), view.size, total, device=place_for)
+    table = torch.zeros(len(start), view.size, total, device=place_for)
     # Places beyond the image weigh nothing: they are added where one more zero does not matter.
-    return found.scatter_add_(2, place.clamp(0, total - 1).long(), weights.float()).to(device)
+    return table.scatter_add_(2, place.clamp(0, total - 1).long(), weights.float()).to(device)
 
 
 def _photometric(x: Tensor, drawn: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def _photometric(x: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _where(x: Tensor, chosen: Tensor, name: str, values: Tensor) -> None:
-    """The operation `name`, on the spot, on the chosen samples alone."""
+    """Apply the operation `name` to the chosen samples alone, in place."""
     index = chosen.nonzero()[:, 0]
     if len(index):
         at, value = index.to(x.device, non_blocking=True), values[index]
@@ -162,7 +162,7 @@ def _operation(x: Tensor, name: str, value: Tensor) -> Tensor:
 
 
 def _turn_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """As `pixels.turn_hue`, which explains it."""
+    """Turn the hue as `pixels.turn_hue` does, which explains it."""
     low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
     chroma, red, green, blue = high - low, x[:, :1], x[:, 1:2], x[:, 2:]
     hue = torch.copysign((green + blue - red - low) / chroma.clamp(min=1e-6) + 1, green - blue)
@@ -172,7 +172,7 @@ def _turn_hue(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Each sample with its own Gaussian, cut at three sigma, with mirrored borders."""
+    """Blur each sample with its own Gaussian, cut at three sigma, with mirrored borders."""
     side = x.shape[3]
     radii = (3 * sigma).ceil().clamp(max=side - 1)
     most = int(radii.max())

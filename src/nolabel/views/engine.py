@@ -1,4 +1,4 @@
-"""Which code makes views on the CPU: torch and numpy, or machine code by numba where the extra `fast` is installed."""
+"""Engines of views on the CPU: torch and numpy, or machine code by numba where the extra `fast` is installed."""
 
 from collections.abc import Callable
 from functools import cache
@@ -17,10 +17,10 @@ Name = Literal["torch", "numba"]
 
 
 @cache
-def applier(name: Name) -> Apply:
-    """The function that makes a view, as `cpu_torch.apply` describes it. UsageError where numba is named and absent.
+def view_function(name: Name) -> Apply:
+    """The function of an engine that makes a view, as `cpu_torch.apply` does. UsageError where numba is absent.
 
-    What it has to compile is compiled here: before processes are forked that shall share it.
+    Code for numba is compiled here, before processes are forked that shall share it.
     """
     if name == "torch":
         return cpu_torch.apply
@@ -37,9 +37,9 @@ def applier(name: Name) -> Apply:
 
 
 def fastest() -> Name:
-    """numba if it can be imported."""
+    """Name of the fastest engine: numba if it can be imported."""
     try:
-        applier("numba")
+        view_function("numba")
     except UsageError:
         return "torch"
     return "numba"

@@ -24,7 +24,7 @@ def adjust(x: Tensor, operations: Iterable[tuple[str, float]]) -> None:
     put together first, and the pixels are touched only where values may leave 0..255, which a factor above 1 makes
     them do, and at the end.
     """
-    own, gray, const = 1.0, 0.0, 0.0  # what is still to be done
+    own, gray, const = 1.0, 0.0, 0.0  # operations still to be applied
     for name, factor in operations:
         if name == "saturation":
             own, gray = factor * own, factor * gray + (1 - factor) * (own + gray)

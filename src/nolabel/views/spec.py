@@ -1,4 +1,4 @@
-"""What a view is: a frozen record of sizes and probabilities. A method's views are a tuple of these."""
+"""Description of a view: a frozen record of sizes and probabilities. A method's views are a tuple of these."""
 
 from dataclasses import dataclass
 from typing import Literal

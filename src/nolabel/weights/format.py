@@ -1,4 +1,4 @@
-"""A format that weights are exported to, and the proof that the other tool gives the same features."""
+"""Formats of exported weights, and the check that the other tool gives the same features."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,20 +15,20 @@ TOLERANCE = 1e-4
 
 
 class Format(NamedTuple):
-    """A layout of another tool."""
+    """A layout of weights that another tool reads."""
 
     about: str
     save: Callable[[Loaded, Path], None]
-    """Write the weights to a new folder or file."""
+    """Write the weights to a new folder or file of this format."""
     open: Callable[[Path], Callable[[Tensor], Tensor]]
-    """Open them in the other tool: images (B, 3, size, size) to pooled features (B, D)."""
+    """Open the weights in the other tool: images (B, 3, size, size) to pooled features (B, D)."""
 
 
 @torch.no_grad()
 def export(loaded: Loaded, form: Format, out: Path) -> float:
     """Write the weights to `out`, open them in the other tool, and compare the features of two random images.
 
-    Gives the largest relative difference. StorageError where it is above TOLERANCE.
+    Returns the largest relative difference. StorageError where it is above TOLERANCE.
     """
     form.save(loaded, out)
     size = loaded.image_size

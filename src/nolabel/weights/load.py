@@ -1,4 +1,4 @@
-"""Weights out and in: the folder that `timm.create_model("local-dir:...")` opens, and every WEIGHTS argument."""
+"""Load weights: the folder that `timm.create_model("local-dir:...")` opens, and every other WEIGHTS argument."""
 
 import hashlib
 import json
@@ -28,13 +28,13 @@ class Loaded(NamedTuple):
     std: tuple[float, float, float]
     interpolation: str
     name: str
-    """What was asked for, for results and captions."""
+    """The WEIGHTS argument as given, for results and captions."""
     fingerprint: str
     """First 16 hex digits of the SHA-256 of all tensors."""
 
 
 class Preprocessing(NamedTuple):
-    """How images are prepared for a network; the defaults are timm's."""
+    """Preparation of images for a network; the defaults are timm's."""
 
     image_size: int = 224
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -42,13 +42,13 @@ class Preprocessing(NamedTuple):
     interpolation: str = "bicubic"
 
     def as_cfg(self) -> dict[str, Any]:
-        """The same in the words of a config.json."""
+        """The preprocessing in the words of a config.json."""
         size = (3, self.image_size, self.image_size)
         return {"input_size": size, "mean": self.mean, "std": self.std, "interpolation": self.interpolation}
 
 
 MAX_SIDE = 16_384
-"""Pixels of a side that weights may ask for."""
+"""Largest side in pixels that weights may ask for."""
 
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "nearest-exact")
@@ -58,7 +58,7 @@ def load_weights(spec: str | Path, backbone_name: str | None = None, allow_pth: 
     """The backbone that a WEIGHTS argument names.
 
     A run folder, a folder in timm's layout, a `.safetensors` file (or a `.pth` one with `allow_pth`) together with
-    `backbone_name`, `random:BACKBONE`, or a timm name whose weights lie in the local cache. Nothing is downloaded.
+    `backbone_name`, `random:BACKBONE`, or a timm name whose weights are in the local cache. Nothing is downloaded.
     """
     text = str(spec)
     if text.startswith("random:"):
@@ -146,16 +146,16 @@ def _fill(net: Backbone, tensors: dict[str, torch.Tensor], source: Path) -> None
 
 
 def _most_bytes(tensors: dict[str, torch.Tensor]) -> int:
-    """What a network with these weights can take, in float32, with room for tables that are not stored."""
+    """Largest size in bytes of a network with these weights, in float32, with room for tables that are not stored."""
     return 8 * sum(t.numel() for t in tensors.values()) + 2**28
 
 
 def read_preprocessing(cfg: Any) -> Preprocessing:
-    """The `pretrained_cfg` of a config.json; what it lacks is timm's default. ValueError with the key that is wrong."""
+    """The `pretrained_cfg` of a config.json; missing keys get timm's defaults. ValueError names a wrong key."""
     if not isinstance(cfg, Mapping):
         raise ValueError(f"pretrained_cfg is {repr(cfg)[:100]}: expected a mapping")
-    found = {key: cfg.get(key, default) for key, default in Preprocessing().as_cfg().items()}
-    size, mean, std, interpolation = found.values()
+    cfg_values = {key: cfg.get(key, default) for key, default in Preprocessing().as_cfg().items()}
+    size, mean, std, interpolation = cfg_values.values()
     expected = ""
     if not (_is_numbers(size) and all(isinstance(n, int) and 0 < n <= MAX_SIDE for n in size) and size[0] == 3):
         key, expected = "input_size", f"[3, height, width] with sides up to {MAX_SIDE}"
@@ -166,7 +166,7 @@ def read_preprocessing(cfg: Any) -> Preprocessing:
     elif interpolation not in INTERPOLATIONS:
         key, expected = "interpolation", f"one of {', '.join(INTERPOLATIONS)}"
     if expected:
-        raise ValueError(f"pretrained_cfg.{key} is {repr(found[key])[:100]}: expected {expected}")
+        raise ValueError(f"pretrained_cfg.{key} is {repr(cfg_values[key])[:100]}: expected {expected}")
     return Preprocessing(size[-1], tuple(map(float, mean)), tuple(map(float, std)), interpolation)  # type: ignore[arg-type]
 
 
@@ -177,7 +177,7 @@ def _is_numbers(value: Any) -> bool:
 
 
 def _own_preprocessing(net: Backbone) -> Preprocessing:
-    """What timm says of the network."""
+    """Preprocessing that timm has for the network."""
     return read_preprocessing(getattr(net.model, "pretrained_cfg", {}))
 
 

@@ -225,7 +225,7 @@ def test_the_default_sweep_holds_the_best_of_an_untrained_network() -> None:
 
 
 def test_cifar10(loaded: Loaded, data_packs: Path, tmp_path: Path) -> None:
-    """400 and 200 real images: pixels give about 30 % of ten classes; one label a class gives less than ten."""
+    """400 and 200 real images: pixels give about 30 % of ten classes; one label per class gives less than ten."""
     pack = data_packs / "cifar10" / "cifar10_jpeg.npz"
     if not pack.is_file():
         pytest.skip(f"{pack} is absent")

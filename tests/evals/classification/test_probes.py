@@ -19,7 +19,7 @@ ONE, TWO = Layout(1), Layout(2)
 
 
 def blobs(num_images: int, seed: int, num_classes: int = 3, dim: int = 8, noise: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Noise around one point a class."""
+    """Noise around one point per class."""
     centers = torch.randn(num_classes, dim, generator=torch.Generator().manual_seed(99))
     rng = torch.Generator().manual_seed(seed)
     labels = torch.arange(num_images) % num_classes

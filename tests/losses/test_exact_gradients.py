@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nolabel.losses import distillation
+from nolabel.losses import contrastive, distillation
 from nolabel.losses.assignments import log_assignments, memax_gap, sinkhorn
 from nolabel.losses.contrastive import info_nce, nt_xent
 from nolabel.losses.distillation import Outputs, dino_loss
@@ -121,7 +121,8 @@ def test_value_and_gradient_are_the_equations(
         pytest.skip("counts in float32 whatever it gets")
     if name in ("MSN", "NT-Xent") and at_once == 1:
         pytest.skip("has no pieces")
-    monkeypatch.setattr(distillation, "_LOGITS_AT_ONCE", at_once)
+    for losses in (contrastive, distillation):
+        monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
     given = [x if precision == "float64" else x.float() for x in arguments]
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         found = both(ours, given, number)
@@ -153,7 +154,8 @@ def test_the_logits_are_never_held_whole(
     ours: Loss, exact: Loss, arguments: list[Tensor], number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing that a loss makes is larger than what it was told to hold at once."""
-    monkeypatch.setattr(distillation, "_LOGITS_AT_ONCE", 2**16)
+    for losses in (contrastive, distillation):
+        monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 2**16)
     with Largest() as seen:
         both(ours, arguments, number)
     assert seen.numel <= 2**16

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nolabel.losses import distillation
+from nolabel.losses import contrastive, distillation
 from nolabel.losses.contrastive import info_nce
 
 R, Q, D = 7, 33, 5
@@ -49,7 +49,8 @@ def test_the_loss_is_the_slow_loop(temperature: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_chunks_are_the_whole(at_once: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tolerance: 1e-12 in float64; 1e-6 in float32, value and gradient of size one, against float64."""
-    monkeypatch.setattr(distillation, "_LOGITS_AT_ONCE", at_once)
+    for losses in (contrastive, distillation):
+        monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
     query, key, queue = unit(R, D).requires_grad_(), unit(R, D, seed=1), unit(Q, D, seed=2)
     exact = whole(query, key, queue, 0.2)
     (wanted,) = torch.autograd.grad(3 * exact, query)

@@ -170,7 +170,7 @@ def test_the_command_shows_a_pair_or_two_views(tmp_path: Path, capsys: pytest.Ca
     common = ["--out", str(tmp_path / "out"), "--size", "64", "--device", "cpu"]
     for images in (["a.png"], ["a.png", "b.png"]):
         main(["show", "matches", "random:resnet18", *(str(tmp_path / name) for name in images), *common])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["matches-a-b.png", "matches-a.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["matches-a-b.png", "matches-a.png"]
     assert capsys.readouterr().out.count("matches-a") == 2
     with pytest.raises(SystemExit) as caught:
         main(["show", "matches", "random:resnet18", *[str(tmp_path / "a.png")] * 3, *common])

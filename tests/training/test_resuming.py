@@ -17,7 +17,7 @@ from nolabel.config.load import config_yaml, from_mapping
 from nolabel.errors import DataError, NolabelError, StorageError, UsageError
 from nolabel.runs import checkpoint
 from nolabel.runs.checkpoint import load_newest, save
-from nolabel.training import loop, start
+from nolabel.training import loop, resuming, start
 
 ERRORS = (errno.ESTALE, errno.EIO, errno.EACCES, errno.EMFILE)
 FILES = ("manifest.json", "model.safetensors", "optim.safetensors", "state.json")
@@ -188,9 +188,6 @@ def lose(how: str, run: Path) -> None:
     elif how == "not mounted":
         shutil.rmtree(folder)
         folder.mkdir()
-    elif how == "link to a disk that is away":
-        shutil.rmtree(folder)
-        folder.symlink_to("/nowhere/checkpoints")
     elif how == "set aside":
         for path in list(folder.iterdir()):
             path.rename(path.with_name(path.name + ".corrupt"))
@@ -209,7 +206,7 @@ def lose(how: str, run: Path) -> None:
 
 
 LOST = (
-    "moved", "not mounted", "link to a disk that is away", "set aside", "and no events",
+    "moved", "not mounted", "set aside", "and no events",
     "and neither events nor weights", "and the events do not say that there were some",
 )  # fmt: skip
 
@@ -220,6 +217,12 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(how: str, run: Pa
     message = refused(run, StorageError, "holds no checkpoint")
     assert f"nolabel train --config {run}/config.yaml --out OTHER" in message
     assert nolabel.Run(run).metrics()
+
+
+def test_a_link_to_a_disk_that_is_away_is_refused(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").symlink_to("/nowhere/checkpoints")
+    refused(run, StorageError, "checkpoints is a link to /nowhere/checkpoints")
 
 
 def test_it_goes_on_once_they_are_back(run: Path) -> None:
@@ -356,9 +359,9 @@ def test_a_damaged_checkpoint_is_not_asked_for_its_settings(run: Path) -> None:
 def test_what_the_number_of_processes_changes_is_no_edit(run: Path) -> None:
     """A micro-batch that was the share of each of two processes is all of the batch in one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.resuming, "processes_before", lambda _: 1)
+        patch.setattr(resuming, "processes_before", lambda _: 1)
         edit(run, micro_batch=4)
         nolabel.resume(run, allow_change=True)
-        patch.setattr(loop.resuming, "processes_before", lambda _: 2)
+        patch.setattr(resuming, "processes_before", lambda _: 2)
         nolabel.resume(run, {"steps": 9})
     assert nolabel.resume(run, {"steps": 10}).status()["step"] == 10

@@ -29,7 +29,7 @@ def install(monkeypatch: pytest.MonkeyPatch, write: Callable[[dict[str, float], 
     def start(out: Path) -> Iterator[trackers.Write]:
         yield write
 
-    monkeypatch.setattr(start, "check_tracker", lambda name: None)
+    monkeypatch.setattr("nolabel.training.start.check_tracker", lambda name: None)
     monkeypatch.setitem(trackers.START, "tensorboard", start)
 
 

@@ -12,6 +12,7 @@ import torch
 from nolabel import console, marks
 from nolabel.api import evaluate
 from nolabel.cli.arguments import parse
+from nolabel.cli.train import closing_words
 from nolabel.config import TrainConfig, update
 from nolabel.config.load import load_recipe
 from nolabel.data.demo import world
@@ -69,18 +70,7 @@ def demo(out: Path, recipe: str, minutes: float, seed: int, overwrite: bool) -> 
     console.result(format_result(result, PROTOCOLS["knn"]))
     took = duration(time.monotonic() - started)
     console.result(f"\nThe tour took {took}. Look at {run.path}/report.html and {run.path}/pictures.\n")
-    console.result(ending(run))
-
-
-def ending(run: Run) -> str:
-    """Closing words for the user: where the weights are, and three lines that load them."""
-    return (
-        f"The weights are in {run.path}/weights. Load them with\n\n"
-        "    import timm\n"
-        f'    model = timm.create_model("local-dir:{run.path}/weights", pretrained=True)\n'
-        "    model.eval()\n\n"
-        f"The report is {run.path}/report.html."
-    )
+    console.result(closing_words(run))
 
 
 def _world(folder: Path, seed: int) -> Path:

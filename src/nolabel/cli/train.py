@@ -5,7 +5,6 @@ from pathlib import Path
 
 from nolabel import console
 from nolabel.cli.arguments import parse, take_flag, take_value
-from nolabel.cli.demo import ending
 from nolabel.cli.help import format_help
 from nolabel.config.load import check_length, load_file, load_recipe
 from nolabel.errors import UsageError
@@ -53,4 +52,15 @@ def run_train(args: list[str]) -> None:
 def print_weights(finished: Run) -> None:
     """Closing words for the user: where the weights are, and how to load them."""
     if os.environ.get("RANK", "0") == "0":  # the other processes of torchrun keep silent; the group is gone by now
-        console.closing_words(ending(finished))
+        console.closing_words(closing_words(finished))
+
+
+def closing_words(run: Run) -> str:
+    """Closing words for the user: where the weights are, and three lines that load them."""
+    return (
+        f"The weights are in {run.path}/weights. Load them with\n\n"
+        "    import timm\n"
+        f'    model = timm.create_model("local-dir:{run.path}/weights", pretrained=True)\n'
+        "    model.eval()\n\n"
+        f"The report is {run.path}/report.html."
+    )

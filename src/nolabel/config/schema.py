@@ -63,8 +63,8 @@ class TrainConfig(Generic[M]):
     """Newest checkpoints to keep; two at least."""
     stop_on_collapse: Annotated[bool, Mark("watching", "safe")] = False
     """End the run with exit code 70 when the health monitor gives an alarm; it always warns."""
-    tracker: Annotated[Literal["none", "tensorboard"], Mark("watching", "safe")] = "none"
-    """Copy the metrics into RUN/tensorboard as they come (extra tensorboard); if that fails, training goes on."""
+    tracker: Annotated[str, Mark("watching", "safe")] = "none"
+    """Tracker that gets the metrics as they come: none, or tensorboard (extra tensorboard), into RUN/tensorboard."""
 
     device: Annotated[str, Mark("speed", "safe", everyday=True)] = "auto"
     """Device to train on. auto: cuda, else mps, else cpu."""

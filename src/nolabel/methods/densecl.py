@@ -157,7 +157,7 @@ class DenseCL(Method):
                 "the image itself. Try --method.queue-size auto."
             )
         if c.shuffle_bn and not distributed.active():
-            warnings.append("--method.shuffle-bn does nothing in a single process: there is no other to shuffle with.")
+            warnings.append("--method.shuffle-bn does nothing in a single process: shuffling needs several.")
         return warnings
 
     def forward(self, views: Sequence[Tensor], clock: Clock) -> Mapping[str, Tensor]:

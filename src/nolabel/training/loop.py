@@ -52,10 +52,11 @@ def loop(job: Job, first_step: int, records: list[Record], signal_number: Callab
     """
     config, steps = job.config, range(first_step, job.total_steps)
     with (
-        watch_processes(job.out, first_step) as pulse,
-        progress(first_step, job.total_steps, distributed.is_main()) as show,
+        watch_processes(job.out, first_step) as pulse,  # tells the other processes that this one lives
+        progress(first_step, job.total_steps, distributed.is_main()) as show,  # the live line
     ):
         pulse.beat(first_step, "evaluating")
+        # The fixed images that the network is measured on, with the signals so far.
         watch = monitor.open_monitor(job) if distributed.is_main() else None
         if watch and first_step == 0:
             monitor.evaluate_now(job, watch, 0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nolabel import distributed
-from nolabel.errors import UsageError
+from nolabel.errors import UsageError, nearest
 from nolabel.progress import report_line
 
 POLL = 2.0
@@ -36,7 +36,11 @@ class Place(NamedTuple):
 
 
 def check_tracker(name: str) -> None:
-    """UsageError where the package of that name is missing."""
+    """UsageError for a name that START does not have, and where the package of that name is missing."""
+    if name not in ("none", *START):
+        raise UsageError(
+            f"There is no tracker {name!r}.{nearest(name, START)}\nChoose one of: {', '.join(['none', *START])}."
+        )
     if name != "none" and importlib.util.find_spec(name) is None:
         raise UsageError(
             f"--tracker {name} needs the package {name}, which is not installed.\n"

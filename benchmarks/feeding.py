@@ -31,7 +31,7 @@ from make_photos import jpeg, photo
 from speed import FASTEST, dino
 from torch.nn import functional as F
 
-from nolabel.data import loader, sources
+from nolabel.data import loader
 from nolabel.data.images import scan
 from nolabel.data.loader import Batch, Stream, batches, samples
 from nolabel.data.workers import PREFETCH
@@ -126,7 +126,7 @@ class Unlocked:
 def locked_share(stream: Stream, number: int) -> tuple[float, float]:
     """(Milliseconds an image with the lock, their share)."""
     clock = Unlocked()
-    places = [(simplejpeg, "decode_jpeg"), (F, "interpolate"), (cpu_numba, "_apply"), (sources, "read_file")]
+    places = [(simplejpeg, "decode_jpeg"), (F, "interpolate"), (cpu_numba, "_apply"), (loader, "read")]
     places += [(torch, "cat"), (torch, "stack"), (torch.Tensor, "contiguous")]
     before = [getattr(place, name) for place, name in places]
     for place, name in places:

@@ -15,7 +15,7 @@ from nolabel.data.check import check, format_check
 from nolabel.data.images import scan
 from nolabel.data.order import order
 from nolabel.errors import DataError
-from nolabel.training import loop, metrics_log
+from nolabel.training import feeding, loop
 
 BATCH = 20
 
@@ -170,7 +170,7 @@ def test_hostile_names_from_training_to_the_report(tiny: dict[str, Any], tmp_pat
     names = {os.fsdecode(name) for name in bad}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader, "too_many_bad", lambda *_: False)
-        patch.setattr(metrics_log, "too_many_bad", lambda *_: False)
+        patch.setattr(feeding, "too_many_bad", lambda *_: False)
         nolabel.train("dino-small", **settings(tiny, data, out, epochs=2, batch_size=8))
     listed = {record["name"]: record["reason"] for record in nolabel.Run(out).bad_files()}
     assert listed.keys() <= names and len(listed) > 2 and set(listed.values()) == {"empty"}

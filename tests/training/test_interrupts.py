@@ -59,6 +59,10 @@ except NolabelError as error:
 """
 
 
+NOT_IGNORED = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+"""These tests may have been started with nohup, whose SIGHUP a process inherits as ignored."""
+
+
 def wait_for(run: Path, step: int) -> None:
     end = time.monotonic() + 200
     while time.monotonic() < end:
@@ -90,7 +94,7 @@ def test_a_run_stops_with_the_code_of_its_signal(
 ) -> None:
     settings = tiny | {"data": str(pictures / "train"), "out": str(tmp_path / "run"), "steps": 100_000, "log_every": 1}
     settings |= {"eval_every": 100_000, "checkpoint_every": 100_000}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(settings)])
+    process = subprocess.Popen([sys.executable, "-c", NOT_IGNORED + SCRIPT, json.dumps(settings)])
     try:
         wait_for(tmp_path / "run", 3)
         process.send_signal(number)
@@ -106,6 +110,7 @@ def test_a_run_stops_with_the_code_of_its_signal(
 AGAIN = """
 import os, signal, sys
 from nolabel.training.interrupts import catch_signals
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if sys.argv[2] == "ignored":
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 with catch_signals() as number:

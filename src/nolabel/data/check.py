@@ -1,4 +1,4 @@
-"""What training would meet in DATA: every image is read and decoded once, and nothing is written."""
+"""Check of DATA: every image is read and decoded once, as training would, and nothing is written."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ CHUNK = 1024  # images between two reports of progress
 
 
 class Spread(NamedTuple):
-    """Of the width or height of the good images, in pixels."""
+    """Spread of the width or height of the good images, in pixels."""
 
     min: int
     median: float
@@ -44,7 +44,7 @@ class CheckReport(NamedTuple):
     bad: tuple[BadFile, ...]
     """Images that cannot be used: training replaces each by the next good one."""
     skipped: tuple[BadFile, ...]
-    """What the scan left out."""
+    """Files that the scan left out."""
     duplicates: tuple[tuple[str, ...], ...]
     """Groups of good images whose files are equal byte for byte."""
     too_many_bad: bool

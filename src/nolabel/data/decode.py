@@ -47,7 +47,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints
 
 
 class Facts(NamedTuple):
-    """What the file says about its image."""
+    """Facts of a file about its image."""
 
     format: str
     """JPEG, PNG, WEBP, BMP, TIFF, GIF or PPM, from the content and not from the name."""

@@ -34,7 +34,7 @@ class Images(NamedTuple):
     names: Sequence[str]
     """Paths relative to `root` with `/` between the parts; bytes that are not UTF-8 are lone surrogates."""
     skipped: tuple[BadFile, ...]
-    """What the scan left out."""
+    """Files that the scan left out."""
 
     @property
     def source(self) -> Source:

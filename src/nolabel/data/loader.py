@@ -39,7 +39,7 @@ class Stream(NamedTuple):
     whole: bool = False
     """Send whole images and the parameters of their views: the device cuts them."""
     engine: Literal["torch", "numba"] = "torch"
-    """What makes the views otherwise: `views.engine`."""
+    """Engine that makes the views otherwise: `views.engine`."""
     piped: bool = False
     """Send batches through pipes: where shared memory is too small for those that wait."""
 
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
     bad: list[list[BadFile]]
     """For each slot whose file could not be read: that file, then those that failed to replace it."""
     notes: tuple[str, ...] = ()
-    """What happened to the processes that prepare batches since the last one."""
+    """Deaths and restarts of the processes that prepare batches since the last one."""
     sources: Sources | None = None
     """With `Stream.whole`, instead of `views`."""
     decode_ms: float = 0.0
@@ -156,7 +156,7 @@ class Crops(NamedTuple):
 
 
 Item = tuple[Crops, list[BadFile]]
-"""What a slot holds, and the files that could not be read on the way to it, its own first."""
+"""Content of a slot, and the files that could not be read on the way to it, its own first."""
 
 
 class _Views(Dataset[Item | DataError]):
@@ -246,7 +246,7 @@ def _one(stream: Stream, epoch: int, sample: int) -> Crops:
 
 
 def waiting_bytes(stream: Stream, workers: int, world_size: int) -> int:
-    """Of the batches that a process keeps in advance. With `Stream.whole`: for photos of 500 x 375 pixels."""
+    """Bytes of the batches that a process keeps in advance. With `Stream.whole`: for photos of 500 x 375 pixels."""
     image = 3 * 500 * 375 if stream.whole else sum(3 * view.size**2 for view in stream.views)
     return (workers * PREFETCH + 1) * (stream.batch_size // world_size) * image if workers else 0
 

@@ -30,20 +30,20 @@ CHUNK = 256  # images that are prepared before they are written, and between two
 
 
 class Packing(NamedTuple):
-    """How images are packed."""
+    """Settings of packing."""
 
     short_side: int | None = None
     """Pixels: larger images are made so small and written as JPEG. None: every file stays as it is."""
     quality: int = 95
-    """Of these JPEGs, 1 to 100."""
+    """Quality of the JPEGs of images made smaller, 1 to 100."""
     shard_mb: int = 256
     """Megabytes after which another shard begins."""
     threads: int | None = None
-    """That read, decode and encode; None: one a core, at most 8."""
+    """Threads that read, decode and encode. None: one per core, at most 8."""
 
 
 class Packed(NamedTuple):
-    """What was written."""
+    """Outcome of packing."""
 
     path: Path
     num_images: int

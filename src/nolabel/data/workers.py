@@ -101,7 +101,7 @@ def _children_since(others: Set[BaseProcess]) -> list[BaseProcess]:
 
 
 def _death(error: Exception, workers: Sequence[BaseProcess], missing: int, started: bool) -> str:
-    """How one of the processes died, an empty string if the error is something else.
+    """Describe how one of the processes died; an empty string if the error is something else.
 
     `missing` are those that were dead before they could be listed: nobody knows any more how they ended.
     """

@@ -234,7 +234,7 @@ def _color(rng: Generator, near: Floats | None = None, spread: float = 0) -> Flo
 
 
 def _sway(rng: Generator, amount: float, frame: int) -> float:
-    """How far something has moved along its own smooth path, which starts at 0."""
+    """Distance that something has moved along its own smooth path, which starts at 0."""
     rate, start, height = _between(rng, 0.15, 0.5), _between(rng, 0, 360), _between(rng, -amount, amount)
     return height * (_turn(start + 360 * rate * frame / FRAME_RATE)[1] - _turn(start)[1])
 

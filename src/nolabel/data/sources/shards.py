@@ -106,7 +106,7 @@ def open_shards(folder: str) -> Shards:
 
 
 def header(name: str, size: int) -> bytes:
-    """What stands before the content of a member: its header, last, and for a name above 100 bytes that name."""
+    """Bytes before the content of a member: its header, last, and for a name above 100 bytes that name."""
     info = tarfile.TarInfo(name)  # no owner, no time: equal input gives equal bytes
     info.size = size
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")

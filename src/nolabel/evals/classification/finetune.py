@@ -107,7 +107,7 @@ class Trainer(NamedTuple):
         epochs = plan.steps / plan.steps_per_epoch
         console.note(
             f"finetune {loaded.name}, {name}: {len(rows)} images, {epochs:g} epochs of {plan.steps_per_epoch} steps, "
-            f"{plan.batch_size} images a step, learning rate {plan.lr:.3g}",
+            f"{plan.batch_size} images per step, learning rate {plan.lr:.3g}",
         )
         some = pick(self.train, rows.tolist())
         with progress(0, plan.steps) as report:

@@ -147,7 +147,7 @@ def _plan(config: LinearConfig, num_images: int) -> Plan:
 def _announce(plan: Plan, num_settings: int) -> None:
     epochs = plan.steps / plan.steps_per_epoch
     console.note(
-        f"linear: {epochs:g} epochs of {plan.steps_per_epoch} steps, {plan.batch_size} images a step, "
+        f"linear: {epochs:g} epochs of {plan.steps_per_epoch} steps, {plan.batch_size} images per step, "
         f"{num_settings} settings side by side",
     )
 

@@ -42,7 +42,7 @@ class DetectionConfig(EvalConfig):
     train_batch_size: int | None = None
     """Images per step, instead of the schedule's; the learning rate is scaled with it."""
     lr: float = 0.02
-    """Learning rate for 16 images a step."""
+    """Learning rate for 16 images per step."""
     short_side: int | None = None
     """Shorter side of test images in pixels; by default 800 for weights of 224 px, and in that proportion."""
     fraction: float = 1.0

@@ -36,7 +36,7 @@ FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.p
 
 
 def imports(source: str, file: str) -> Iterator[Module]:
-    """What `file` imports of nolabel, names included: at its top, inside functions, for types only."""
+    """Imports of nolabel in `file`, names included: at its top, inside functions, for types only."""
     package = ("nolabel", *file.split("/")[:-1])
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

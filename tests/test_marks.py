@@ -1,4 +1,4 @@
-"""What nolabel replaces and what it takes for data: only its own is removed, nothing of its own is trained on."""
+"""Folders that nolabel replaces, and folders that it takes for data: only its own is removed, nothing of its own is trained on."""
 
 import errno
 import os

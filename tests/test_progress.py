@@ -1,4 +1,4 @@
-"""What is said while training: a line with numbers, or none."""
+"""The live line of training: a line with numbers, or none."""
 
 import pytest
 

@@ -383,7 +383,7 @@ def test_equal_values_without_a_range_are_refused(value: float) -> None:
 
 
 def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """What a camera stores: the inverse of what a viewer does, from the table of the EXIF standard."""
+    """Pixels as a camera stores them: the inverse of what a viewer does, from the table of the EXIF standard."""
     return {
         1: upright,
         2: upright[:, ::-1],

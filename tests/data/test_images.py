@@ -1,4 +1,4 @@
-"""Which files of DATA are images, in which order, and how they are read."""
+"""Images of DATA: which files they are, in which order, and how they are read."""
 
 import builtins
 import hashlib

@@ -1,4 +1,4 @@
-"""What fills the place of a file that cannot be read, and what batches that wait take."""
+"""Replacement of a file that cannot be read, and memory of batches that wait."""
 
 from pathlib import Path
 

@@ -51,7 +51,7 @@ def narrow_detectors() -> Iterator[None]:
 
 
 def command(*arguments: str) -> str:
-    """What `nolabel ARGUMENTS` prints to stdout, run in this process. RuntimeError where it fails."""
+    """Output of `nolabel ARGUMENTS` on stdout, run in this process. RuntimeError where it fails."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), mock.patch.object(sys, "argv", ["nolabel", *arguments]):
         try:

@@ -1,4 +1,4 @@
-"""What every method promises. test_planted_bugs.py shows that breaking a promise is noticed."""
+"""Promises of every method. test_planted_bugs.py shows that breaking a promise is noticed."""
 
 import dataclasses
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def is_statistic(name: str) -> bool:
 
 
 def remembers(j: Job) -> dict[str, Tensor]:
-    """What may move in `after_step` alone: all that no gradient moves, but for BatchNorm's statistics."""
+    """State that may move in `after_step` alone: all that no gradient moves, but for BatchNorm's statistics."""
     trained = {n for n, p in j.method.named_parameters() if p.requires_grad}
     return {n: v.clone() for n, v in j.method.state_dict().items() if n not in trained and not is_statistic(n)}
 

@@ -238,7 +238,7 @@ def test_bf16_is_near_float32() -> None:
 
 
 def test_the_loss_is_the_one_of_the_losses_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What tests/losses/test_losses.py proves is what DINO uses."""
+    """DINO uses the loss that tests/losses/test_losses.py proves."""
     called = []
     real = distillation.dino_loss
 

@@ -85,7 +85,7 @@ def test_random_or_focal_anchors_can_be_left_out() -> None:
 
 
 def saved_bytes(j: Job) -> int:
-    """What a forward pass keeps for the backward pass, each storage once, without the parameters."""
+    """Tensors that a forward pass keeps for the backward pass, each storage once, without the parameters."""
     own = {p.untyped_storage().data_ptr() for p in j.method.parameters()}
     kept: dict[int, tuple[int, Tensor]] = {}
 

@@ -22,7 +22,7 @@ Found = dict[str, dict[str, Tensor]]
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
-    """What each of two processes found."""
+    """Findings of each of two processes."""
     folder = tmp_path_factory.mktemp("two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -49,7 +49,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, Found]:
 
 @pytest.fixture(scope="module")
 def one() -> Iterator[Found]:
-    """What one process finds on the same rows."""
+    """Findings of one process on the same rows."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield {name: run() for name, run in RUNS.items()}

@@ -43,7 +43,7 @@ def job(method: MethodConfig, backbone: str = "vit", **settings: Any) -> Job:
 
 
 def views(j: Job, seed: int = 0) -> list[Tensor]:
-    """What stands for one batch: the share of this process in random images (8, 3, size, size), one tensor a view.
+    """Stand-in for one batch: the share of this process in random images (8, 3, size, size), one tensor per view.
 
     The views of an image have a random colour in common, so that there is something to learn.
     """

@@ -1,4 +1,4 @@
-"""What test_two_processes.py runs both as one process and, by `torchrun`'s variables, as one of two.
+"""Programs that test_two_processes.py runs both as one process and, by `torchrun`'s variables, as one of two.
 
 As a script it writes what it finds to the file that is its argument.
 """

@@ -1,4 +1,4 @@
-"""Which patches stay: how many, which, and from which randomness."""
+"""Patches that stay: how many, which, and from which randomness."""
 
 import itertools
 from collections import Counter

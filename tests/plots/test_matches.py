@@ -60,7 +60,7 @@ def test_centres_are_in_the_order_of_the_patches() -> None:
 
 @pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True), (True, True)])
 def test_true_places_follow_the_pixels(flips: tuple[bool, bool]) -> None:
-    """Of an image whose channels are row and column, two crops say themselves where each location lies."""
+    """Two crops of an image whose channels are row and column show where each location lies."""
     rows, columns = torch.meshgrid(torch.arange(120.0), torch.arange(160.0), indexing="ij")
     image = torch.stack([rows, columns])
     boxes = ((8, 16, 64, 96), (24, 40, 80, 64))

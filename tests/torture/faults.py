@@ -54,7 +54,7 @@ class Faults:
 
 
 def torn(tensors: Any, path: Path) -> None:
-    """What is left of a write that a fault has cut: the first half of the file."""
+    """Rest of a write that a fault has cut: the first half of the file."""
     whole(tensors, path)
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])

@@ -37,7 +37,7 @@ ODD = (
     b"", b"\0", b"\xff" * 8, b"-1", b"1e999", b"NaN", b"null", b"[]", b"{}", b'"', b"\\", b"\n", b": ", b"[[[[", b"&a ",
     b"*a", b"!!python/name:os.system", b"\xed\xa0\x80", b"9" * 30, b"../../", b"\x80\x04", b"true", b"- ",
 )  # fmt: skip
-"""What breaks parsers."""
+"""Values that break parsers."""
 VALUES = (
     b"null",
     b"true",
@@ -54,7 +54,7 @@ VALUES = (
     b".nan",
     b"~",
 )
-"""What stands where a word or a number stood: the file is still well formed, and says something else."""
+"""Values in place of a word or a number: the file is still well formed, with another meaning."""
 
 
 def mutated(data: bytes, choice: random.Random) -> bytes:
@@ -152,7 +152,7 @@ def plant_run(folder: Path) -> None:
 
 
 def take_run(folder: Path) -> None:
-    """What resuming and reporting read. A line that makes no sense is passed over."""
+    """Read a run as resuming and reporting do. A line that makes no sense is passed over."""
     try:
         run = Run(folder)
         run.status()

@@ -48,7 +48,7 @@ CLOCK = ("img_per_s", "data_wait", "step_ms", "decode_ms", "crop_ms")  # what me
 
 
 class Tally(NamedTuple):
-    """What has happened to the runs of one method."""
+    """Tally of the runs of one method."""
 
     runs: int = 0
     kills: int = 0

@@ -100,7 +100,7 @@ def main() -> int:
 
 
 def problems(folder: Path) -> list[str]:
-    """What is wrong with the folder after the kill, and after the next save."""
+    """Faults of the folder after the kill, and after the next save."""
     found = []
     if len(good(folder)) < 2 or newest(folder) != good(folder)[0]:
         found.append(f"killed: {names(folder)}")

@@ -65,7 +65,7 @@ def names(folder: Path) -> list[str]:
 
 
 def attempt(folder: Path, step: int, faults: Faults) -> str:
-    """How a save with faults ends."""
+    """End of a save with faults."""
     try:
         with injected(faults):
             save(folder, step, of(step, turn=1), keep=2)

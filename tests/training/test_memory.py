@@ -1,4 +1,4 @@
-"""What putting a run together does to the process."""
+"""Effects on the process of putting a run together."""
 
 import platform
 import subprocess

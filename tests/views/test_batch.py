@@ -28,7 +28,7 @@ def sources(drawn: list[list[Drawn]]) -> Sources:
 
 
 def differences(view: View, only: str, device: str) -> Tensor:
-    """Of a few draws for each image, with all operations or only one of them."""
+    """A few draws for each image, with all operations or only one of them."""
     drawn = [[draw(view, (0, 0, i, v), *size) for v in range(6)] for i, size in enumerate(SIZES)]
     drawn = [[part(one, only) for one in views] for views in drawn]
     found = render(sources(drawn), [view] * 6, torch.device(device), (0, 0, 0), (1, 1, 1))

@@ -73,7 +73,7 @@ VIEW = View(48, (0.1, 1.0), jitter_p=1.0, blur=1.0, solarize=0.2)
 
 
 def part(drawn: Drawn, only: str) -> Drawn:
-    """Of what was drawn, the crop and the operation `only`."""
+    """The crop and the operation `only` of what was drawn."""
     jitter = tuple(one for one in drawn.jitter if one[0] == only)
     changed = {"grayscale": {"grayscale": True}, "blur": {"sigma": drawn.sigma}, "solarize": {"solarize": True}}
     return drawn if only == "all" else PLAIN._replace(box=drawn.box, jitter=jitter, **changed.get(only, {}))

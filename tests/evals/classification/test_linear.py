@@ -202,7 +202,7 @@ def test_what_cannot_be_measured(loaded: Loaded, splits_folder: Path) -> None:
 
 
 def test_the_end_of_the_sweep_is_pointed_out(loaded: Loaded, splits_folder: Path) -> None:
-    """Of the floors, too: one that is too low flatters the network."""
+    """The floors, too: one that is too low flatters the network."""
     result = run(PROTOCOL, loaded, splits_folder, LinearConfig(lrs=(1e-9, 0.1), epochs=10))
     assert "the network: the best learning rate, 0.1, is the highest of the sweep" in result["notes"][0]
     assert result["notes"][1].startswith("raw pixels: the best learning rate")

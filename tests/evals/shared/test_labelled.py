@@ -1,4 +1,4 @@
-"""Which split is for what, what is refused, and the subsets."""
+"""Roles of splits, refusals, and subsets."""
 
 from collections import Counter
 from collections.abc import Iterable

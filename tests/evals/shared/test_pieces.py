@@ -1,4 +1,4 @@
-"""What a network says about an image: blocks, patches, before and after the norm, each computed once."""
+"""Features of an image: blocks, patches, before and after the norm, each computed once."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Folders that nolabel replaces, and folders that it takes for data: only its own is removed, nothing of its own is trained on."""
+"""Folders that nolabel replaces or takes for data: only its own is removed, nothing of its own is trained on."""
 
 import errno
 import os

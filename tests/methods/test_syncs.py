@@ -33,7 +33,7 @@ class Waits(TorchDispatchMode):
 
 
 def waits(name: str) -> Waits:
-    """Synchronisations of one step of a small run; the first step, in which the optimizer makes its state, has gone before."""
+    """Waits of one step of a small run; the first step, in which the optimizer makes its state, has gone before."""
     j = job(SMALL[name], "resnet" if name in ("densecl", "simclr") else "vit")
     step(j, 0)
     batch, clock = views(j), j.clock(1)

@@ -20,7 +20,7 @@ from nolabel.training import state as training_state
 
 LEGACY = Path(__file__).parents[1] / "legacy"
 TOLERANCE = {"2026-11-22": 0.1, "2026-11-24": 1e-3, "2026-11-25": 1e-3}
-"""Tolerance of the loss of the steps that are left, relative: the first one still cut its views with Pillow, to other pixels."""
+"""Relative tolerance of the loss of the steps that are left. The first run cut its views with Pillow: other pixels."""
 
 
 def plant(folder: Path) -> None:

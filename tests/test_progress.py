@@ -5,7 +5,7 @@ import pytest
 from nolabel.progress import progress, summary
 
 
-def test_a_look_without_labels_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_without_labels_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with progress(0, 12) as show:
         show(12, {"loss": 1.25, "lr": 0.1, "img_per_s": 64.0, "data_wait": 0.5, "health": "healthy"})
         show(12, {"rankme": 3.0})

@@ -54,7 +54,7 @@ def test_train_leaves_the_run_folder(trained: Path) -> None:
     assert not list(trained.rglob("*.tmp")) and not list(trained.rglob(".*.tmp"))
 
 
-def test_train_says_where_the_weights_are(
+def test_train_prints_where_the_weights_are(
     tiny: dict[str, Any], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -90,7 +90,9 @@ def test_weights_are_those_of_the_teacher(trained: Path) -> None:
     assert any(not torch.equal(t, state[f"student.backbone.model.{n}"]) for n, t in shipped.items())
 
 
-def test_a_warmup_that_does_not_fit_is_said(tiny: dict[str, Any], pictures: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_warmup_that_does_not_fit_is_reported(
+    tiny: dict[str, Any], pictures: Path, tmp_path: Path, capsys: Any
+) -> None:
     arguments = ["train", "dino-small", pictures / "train", "--out", tmp_path / "run", "--steps", 3]
     assert call(*arguments, *options(tiny), "--optim.warmup-epochs", 10) == 0
     assert "optim.warmup_epochs is longer than the run: it shrinks from 10 to 0.1 epochs" in capsys.readouterr().err
@@ -181,7 +183,7 @@ def test_other_precisions_and_recomputation(
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "show"])
-def test_help_before_the_name_says_which_names_there_are(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_before_the_name_lists_the_names(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(command, "--help") == 0
     printed = capsys.readouterr()
     assert printed.out.startswith(f"nolabel {command} ") and "--help" in printed.out and printed.err == ""
@@ -326,7 +328,7 @@ def test_overwrite_replaces_runs_alone(trained: Path, tiny: dict[str, Any], pict
     assert call(*arguments, "--overwrite") == 2
 
 
-def test_python_says_the_same(trained: Path, pictures: Path) -> None:
+def test_python_gives_the_same(trained: Path, pictures: Path) -> None:
     result = nolabel.evaluate("knn", nolabel.Run(trained), pictures, floor=False, ks=(5,))
     assert result["metrics"]["top1"].keys() == {"5"}
     with pytest.raises(ValueError, match="Did you mean: method"):

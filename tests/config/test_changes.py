@@ -44,7 +44,7 @@ def test_changes_are_found_by_name() -> None:
     assert [class_of(name, after) for name in names] == ["allow", "allow", "safe"]
 
 
-def test_a_longer_run_says_what_that_does_to_the_schedules() -> None:
+def test_a_longer_run_reports_what_that_does_to_the_schedules() -> None:
     (first, second) = check_changes(config(epochs=100), config(epochs=200), allowed=False)
     assert first == "epochs: 100 -> 200" and "schedules" in second
 

@@ -77,7 +77,7 @@ def test_equal_files_are_grouped(report: CheckReport) -> None:
     assert sorted(map(sorted, report.duplicates)) == sorted([sorted(png), ["copy.jpg", "jpeg_named.png", "whole.jpg"]])
 
 
-def test_threads_change_nothing_and_progress_is_told(folder: Path, report: CheckReport) -> None:
+def test_threads_change_nothing_and_progress_is_reported(folder: Path, report: CheckReport) -> None:
     told: list[tuple[int, int]] = []
     assert check(folder, threads=1, progress=lambda done, total: told.append((done, total))) == report
     assert told == [(report.num_images, report.num_images)]

@@ -504,7 +504,7 @@ def test_real_zips(data_packs: Path) -> None:
     assert all(name.startswith("images/") for name in coco.names)
 
 
-def test_a_member_that_unpacks_to_more_than_it_says_takes_no_memory(tmp_path: Path) -> None:
+def test_a_member_that_unpacks_to_more_than_declared_takes_no_memory(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "d.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", bytes(50_000_000))
     raw = (tmp_path / "d.zip").read_bytes()

@@ -138,7 +138,7 @@ def test_a_short_side_makes_large_images_smaller(tree: Path, tmp_path: Path) -> 
     assert [read(mine, i) == read(theirs, i) for i in range(12)] == [i != large for i in range(12)]
 
 
-def test_what_cannot_be_read_is_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files_are_left_out_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "d").mkdir()
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         (tmp_path / "d" / name).write_bytes(b"x")

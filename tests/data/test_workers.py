@@ -249,7 +249,7 @@ def test_pipes_change_no_pixel(stream: Stream, whole: bool) -> None:
         assert all(t.is_shared() for t in tensors[1]), "else this test says nothing"
 
 
-def test_shared_memory_that_is_too_small_is_said_and_not_used(
+def test_shared_memory_that_is_too_small_is_reported_and_not_used(
     tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     needed = 5 * 8 * 3 * (2 * 32**2 + 2 * 16**2)  # four batches that wait and one that is used

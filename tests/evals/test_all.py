@@ -121,7 +121,7 @@ def test_the_list_names_every_protocol() -> None:
     assert [name for name in EVERY if not (root / "docs" / "evals" / f"{name}.md").is_file()] == []
 
 
-def test_class_folders_are_told_from_pictures_with_masks(splits_folder: Path, tmp_path: Path) -> None:
+def test_class_folders_are_distinguished_from_pictures_with_masks(splits_folder: Path, tmp_path: Path) -> None:
     assert refusal(knn.PROTOCOL, splits_folder) is None
     assert refusal(knn.PROTOCOL, splits_folder / "train") is None
     assert "two class folders" in (refusal(knn.PROTOCOL, splits_folder / "train" / "cat") or "")

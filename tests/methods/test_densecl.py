@@ -238,7 +238,7 @@ def test_random_matching_is_seeded_by_the_step_and_moves() -> None:
     assert j.method(views(j), j.clock(0))["loss"] != j.method(views(j), j.clock(0))["loss"]
 
 
-def test_the_loss_starts_where_the_size_of_the_queue_says() -> None:
+def test_the_loss_starts_at_the_log_of_the_queue_size() -> None:
     """ln 65,536 + 1 / (2 * 128 * T^2) = 11.19, less s / T for the cosine s of query and key."""
     j = densecl(queue_size=65536, projection_dim=128, num_images=65536)
     said = j.method(views(j), j.clock(0))

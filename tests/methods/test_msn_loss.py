@@ -143,7 +143,7 @@ def test_sinkhorn_rows_sum_to_one_and_columns_nearly_to_their_share() -> None:
     assert torch.equal(sinkhorn(torch.full((4, 8), 1 / 8)), torch.full((4, 8), 1 / 8))
 
 
-def test_sinkhorn_is_the_slow_loop_and_survives_a_prototype_nobody_wants() -> None:
+def test_sinkhorn_is_the_slow_loop_and_survives_an_unused_prototype() -> None:
     p = (random(6, 4) * 3).softmax(-1)
     torch.testing.assert_close(sinkhorn(p), torch.tensor(slow_sinkhorn(p.tolist(), 3)))
     p[:, 1] = 0

@@ -155,7 +155,7 @@ def test_a_preparation_that_makes_no_sense_is_damage(key: str, cfg: Any, folder:
     assert len(str(caught.value)) < 500
 
 
-def test_preparation_stands_beside_the_architecture_in_older_files(folder: Path) -> None:
+def test_preparation_is_beside_the_architecture_in_older_files(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     cfg = {"input_size": [3, 96, 96], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}
     del config["pretrained_cfg"]
@@ -166,6 +166,6 @@ def test_preparation_stands_beside_the_architecture_in_older_files(folder: Path)
     )  # fmt: skip
 
 
-def test_what_timm_says_of_its_networks_is_fine() -> None:
+def test_preparation_of_timms_networks_is_valid() -> None:
     for name in timm.list_models(pretrained=True)[::7]:
         read_preprocessing(vars(timm.get_pretrained_cfg(name)))

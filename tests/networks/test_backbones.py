@@ -258,7 +258,7 @@ def test_stages_are_four_maps(kind: str, sides: list[int]) -> None:
     assert all(m.shape[0] == 2 and m.shape[2] == m.shape[3] for m in maps)
 
 
-def test_plain_attention_says_the_same_and_is_for_few_patches() -> None:
+def test_plain_attention_is_equal_and_for_few_patches() -> None:
     net = backbone("vit_tiny_patch16_224", {"depth": 2, "embed_dim": 32, "num_heads": 2}, image_size=32).eval()
     x = torch.randn(2, 3, 32, 32)
     fused = net(x)

@@ -90,7 +90,7 @@ def test_policy_allows_exactly_the_script_and_style_of_the_page(make_run: MakeRu
         assert f"{tag}-src 'sha256-{digest}'" in policy
 
 
-def test_page_says_what_matters_without_javascript(make_run: MakeRun) -> None:
+def test_page_shows_what_matters_without_javascript(make_run: MakeRun) -> None:
     run = make_run()
     elements = Elements(page_of(run))
     words = elements.words
@@ -278,7 +278,7 @@ def test_verdict_is_no_kinder_than_the_numbers(make_run: MakeRun, knn: float, op
         ("running", "Running: at step 700 of 4 015 when this page was written."),
     ],
 )
-def test_state_is_told_in_words(make_run: MakeRun, state: str, expected: str) -> None:
+def test_state_is_described_in_words(make_run: MakeRun, state: str, expected: str) -> None:
     run = make_run(total=22)
     status = {"state": state, "step": 700, "reason": "The loss is not finite.\nTry a lower rate."}
     write_json(run.path / "status.json", status)

@@ -110,7 +110,7 @@ def test_every_single_bit_of_the_tensors_is_covered(tmp_path: Path) -> None:
         assert verify(path) is not None, f"bit {i}"
 
 
-def test_all_damaged_gives_nothing_and_says_both(folder: Path) -> None:
+def test_all_damaged_gives_nothing_and_reports_both(folder: Path) -> None:
     for step in (10, 20):
         (folder / f"step-000000{step}" / "state.json").unlink()
     found, damaged = load_newest(folder)
@@ -264,7 +264,7 @@ def test_a_kept_one_is_never_purged(folder: Path, links: bool, monkeypatch: pyte
     assert names(folder) == ["kept-00000020", "step-00000010", "step-00000020"]
 
 
-def test_others_may_read_it_as_the_umask_says(tmp_path: Path) -> None:
+def test_others_may_read_it_as_the_umask_allows(tmp_path: Path) -> None:
     for mask, mode in ((0o022, 0o644), (0o002, 0o664), (0o077, 0o600)):
         before = os.umask(mask)
         try:

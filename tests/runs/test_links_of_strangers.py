@@ -77,7 +77,7 @@ def test_a_run_with_a_link_is_refused(name: str, trained: Path, tmp_path: Path) 
     refused(run, name, hold)
 
 
-def test_the_command_says_it(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reports_it(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = plant(trained, tmp_path, "events.jsonl")
     for arguments in (["resume", run, "--steps", "6"], ["report", run]):
         with pytest.raises(SystemExit) as left:

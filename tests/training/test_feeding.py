@@ -48,7 +48,7 @@ def test_each_part_of_the_loader_counts_as_what_it_is(
     assert all(map(torch.equal, batch.views, quick.views))
 
 
-def test_a_slow_loader_is_said_once(
+def test_a_slow_loader_is_reported_once(
     tiny: dict[str, Any],
     pictures: Path,
     tmp_path: Path,

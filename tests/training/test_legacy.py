@@ -79,7 +79,7 @@ def test_an_old_run_is_read(run: Path) -> None:
 
 
 @pytest.mark.parametrize("run", ["2026-11-24"], indirect=True)
-def test_the_settings_of_a_newer_version_are_said(run: Path) -> None:
+def test_settings_of_a_newer_version_are_reported(run: Path) -> None:
     with open(run / "config.yaml", "a", encoding="utf-8") as file:
         file.write("telepathy: true\n")
     with pytest.raises(UsageError, match="There is no setting telepathy"):

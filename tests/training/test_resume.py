@@ -356,7 +356,9 @@ def without_settings(path: Path) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest | {"files": manifest["files"] | {"state.json": facts}}))
 
 
-def test_a_checkpoint_of_another_run_is_said(whole: Path, tiny: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_reported(
+    whole: Path, tiny: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     method = tiny["method"] | {"num_prototypes": 32}
     nolabel.train("dino-small", **settings(tiny, pictures, out, steps=2) | {"method": method})

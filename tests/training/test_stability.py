@@ -86,7 +86,7 @@ def state(out: Path) -> list[bytes]:
     return [(newest / name).read_bytes() for name in ("model.safetensors", "optim.safetensors")]
 
 
-def test_a_few_bad_steps_are_skipped_and_told(
+def test_a_few_bad_steps_are_skipped_and_reported(
     tiny: dict[str, Any], pictures: Path, tmp_path: Path, poison: Poison
 ) -> None:
     poison(lambda _, step: step in (2, 5, 6))
@@ -245,7 +245,7 @@ def test_features_that_are_not_finite_end_nothing(
     assert seen[1] is None and seen[0] is not None and seen[2] is not None
 
 
-def test_a_disk_without_room_is_said_before_the_first_step(
+def test_full_disk_is_reported_before_training(
     tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moving = {"method": tiny["method"] | {"freeze_last_layer": 0}}  # all weights move, all have a moment
@@ -299,7 +299,7 @@ def test_no_spike_is_seen_in_a_hundred_thousand_clean_steps() -> None:
     assert not [seed for seed in range(100, 200) if alarms(falling(seed, 1000))]
 
 
-def test_a_spike_is_said_and_the_checkpoint_before_it_kept(
+def test_a_spike_is_reported_and_the_checkpoint_before_it_kept(
     tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     monkeypatch.setattr("nolabel.training.stability.SPIKE_WINDOW", 8)
@@ -321,7 +321,7 @@ def test_a_spike_is_said_and_the_checkpoint_before_it_kept(
 # ---- memory, and the scale of fp16
 
 
-def test_a_device_without_memory_is_said_and_nothing_has_moved(
+def test_a_device_without_memory_is_reported_and_nothing_has_moved(
     tiny: dict[str, Any], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(tiny, pictures, tmp_path / "run", eval_every=100)

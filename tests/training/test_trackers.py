@@ -114,7 +114,7 @@ def test_a_file_that_was_cut_gives_no_step_twice(tmp_path: Path, taken: Taken) -
     assert taken[0][1] == {"loss": 1.0}
 
 
-def test_a_missing_package_is_said_before_the_run(
+def test_a_missing_package_is_reported_before_the_run(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

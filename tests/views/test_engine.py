@@ -34,7 +34,7 @@ def no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_numba")
-def test_without_numba_torch_does_it_and_an_error_says_how_to_install_it() -> None:
+def test_without_numba_torch_is_used_and_an_error_names_the_extra() -> None:
     assert fastest() == "torch"
     with pytest.raises(UsageError, match=r"pip install 'nolabel\[fast\]'") as error:
         view_function.__wrapped__("numba")

@@ -146,7 +146,7 @@ def test_a_timm_name_outside_the_cache_is_refused_without_the_network() -> None:
 
 
 @pytest.mark.parametrize("spec", ["missing", "missing/folder", "missing.safetensors", "missing.pth"])
-def test_what_is_not_there_is_said(tmp_path: Path, spec: str) -> None:
+def test_missing_parts_are_reported(tmp_path: Path, spec: str) -> None:
     with pytest.raises(UsageError, match="no weights at"):
         load_weights(tmp_path / spec, "test_vit")
 

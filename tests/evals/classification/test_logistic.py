@@ -52,7 +52,7 @@ def test_separable_images_and_a_strength_near_zero() -> None:
     assert gradient.norm() < 1e-4 * found.weight.norm()
 
 
-def test_it_stops_where_it_is_told() -> None:
+def test_it_stops_at_the_limit() -> None:
     found = fit(*data(400, 64), 4, [2.5e-4], max_products=20)[0]
     assert found.gap > 1e-9 and found.products <= 22
 

@@ -165,7 +165,7 @@ def test_every_attack_is_measured_on_its_own_copies(loaded: Loaded, photos: Path
     assert found[0] == found[1] and found[2]["strong"] == found[0]["strong"] < 100
 
 
-def test_a_subset_is_even_and_said(photos: Path, loaded: Loaded) -> None:
+def test_a_subset_is_even_and_reported(photos: Path, loaded: Loaded) -> None:
     assert [name[:6] for name in evenly(scan(photos), 4).names] == ["000000", "000003", "000006", "000009"]
     result = run(PROTOCOL, loaded, photos, CopiesConfig(max_originals=5, attacks=("blur/1",), floor=False))
     assert result["data"]["num_originals"] == 5

@@ -141,7 +141,7 @@ def test_kept_features_give_the_same_bytes(
     assert run(PROTOCOL, loaded, scenes, cropped)["metrics"] != before["metrics"]
 
 
-def test_queries_without_answers_are_said(loaded: Loaded, scenes: Path) -> None:
+def test_queries_without_answers_are_reported(loaded: Loaded, scenes: Path) -> None:
     def forget(gnd: dict[str, Any]) -> None:
         for entry in gnd["gnd"]:
             entry["hard"] = []

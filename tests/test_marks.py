@@ -138,12 +138,12 @@ def test_data_in_the_run_that_would_be_replaced(copy: Path, pictures: Path, agai
     odd = copy.parent / "nowhere" / ".." / "run" / "eval" / "attention"
     before = tree(copy)
     for data in (inside, beside, copy / "weights" / ".." / "eval", Path(os.path.relpath(inside)), copy, odd):
-        with pytest.raises(UsageError, match=r"DATA .* lies in --out"):
+        with pytest.raises(UsageError, match=r"DATA .* is in --out"):
             again(copy, data=data)
-        with pytest.raises(UsageError, match=r"--labels .* lies in --out"):
+        with pytest.raises(UsageError, match=r"--labels .* is in --out"):
             again(copy, labels=str(data))
     (copy.parent / "out").symlink_to(copy)
-    with pytest.raises(UsageError, match=r"DATA .* lies in --out"):
+    with pytest.raises(UsageError, match=r"DATA .* is in --out"):
         again(copy.parent / "out", data=inside)
     assert tree(copy) == before
 
@@ -412,6 +412,6 @@ def test_out_is_data(link: bool, tmp_path: Path, pictures: Path, again: Callable
         out.symlink_to(data)
     before = tree(data)
     for overwrite in (False, True):
-        with pytest.raises(UsageError, match=r"DATA .* lies in --out"):
+        with pytest.raises(UsageError, match=r"DATA .* is in --out"):
             again(out, data=data, overwrite=overwrite)
     assert tree(data) == before

@@ -57,7 +57,7 @@ def cut_out(mask: np.ndarray) -> np.ndarray:
     return small if small[:, :12].sum() >= small[:, 12:].sum() else small[:, ::-1]
 
 
-def test_shape_tells_the_class_and_colours_do_not() -> None:
+def test_shape_gives_the_class_and_colours_do_not() -> None:
     shapes, colors, labels = [], [], []
     for i in range(1500):
         image, mask = world_module.render(i % 10, i)

@@ -237,7 +237,7 @@ def test_dead_data_and_exploding_weights_are_named_at_once() -> None:
         (lambda: torch.eye(8)[torch.arange(4)].view(2, 2, 8), math.log(4)),
     ],
 )
-def test_information_is_what_tells_images_apart(p: Callable[[], Tensor], expected: float) -> None:
+def test_information_separates_images(p: Callable[[], Tensor], expected: float) -> None:
     assert information(p()).item() == pytest.approx(expected, abs=1e-6)
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from nolabel.methods import METHODS
 from nolabel.networks.backbones import Features
-from nolabel.runs.checkpoint import Checkpoint, load_newest, optimizer_tensors, restore_optimizer, save
+from nolabel.optim.state import optimizer_tensors, restore_optimizer
+from nolabel.runs.checkpoint import Checkpoint, load_newest, save
 from nolabel.training.job import Job
 
 OK, BAD = torch.ones(()), torch.zeros(())

@@ -207,7 +207,7 @@ ADAM = OptimConfig(lr=0.064, min_lr=1e-3, warmup_epochs=0, weight_decay=0.0, wei
 
 
 @pytest.mark.parametrize("settings", [{}, {"sinkhorn_rounds": 0, "memax_weight": 5.0}], ids=str)
-def test_it_learns_to_say_the_same_of_all_views(settings: dict[str, Any]) -> None:
+def test_it_learns_equal_outputs_for_all_views(settings: dict[str, Any]) -> None:
     """The views of an image share a colour; me-max keeps the prototypes in use."""
     j = msn(optim=ADAM, epochs=20, **settings)
     said = [step(j, number) for number in range(80)]

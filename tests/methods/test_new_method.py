@@ -88,10 +88,10 @@ class Toy(Method):
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The toy in its five places."""
+    """The toy in its five places: four files and a record for the tests."""
     monkeypatch.setitem(METHODS, "toy", Toy)  # 2. methods/__init__.py: one line
     recipe = Recipe("toy", "a toy", {"backbone": "resnet18"})
-    monkeypatch.setitem(recipes.RECIPES, "toy", recipe)  # 3. recipes/NAME.py, listed in recipes/__init__.py
+    monkeypatch.setitem(recipes.RECIPES, "toy", recipe)  # 3. recipes/NAME.py: its table RECIPES
     row = signals.Signal({"toy_spread": "spread"}, "Spread of the toy", "It is a toy's.")
     monkeypatch.setattr(signals, "SIGNALS", (*signals.SIGNALS, row))  # 4. health/signals.py: one row
     small = Small(ToyConfig(), "vit", "momentum", "size output_dim", ("teacher", "student"))

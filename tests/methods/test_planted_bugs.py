@@ -194,7 +194,7 @@ def test_micro_batches_that_are_forgotten_are_caught(monkeypatch: pytest.MonkeyP
         sums_micro_batches_to_the_whole_batch(maker("dino"))
 
 
-def test_a_coupled_loss_that_does_not_say_so_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_coupled_loss_without_its_mark_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(METHODS["simclr"], "couples_batch", False)
     with pytest.raises(AssertionError, match="the loss differs"):
         sums_micro_batches_to_the_whole_batch(maker("simclr"))

@@ -11,7 +11,7 @@ from nolabel.config import TrainConfig, resolve
 from nolabel.data.images import Images
 from nolabel.methods import MethodConfig
 from nolabel.optim.optimizers import OptimConfig
-from nolabel.runs.checkpoint import optimizer_tensors
+from nolabel.optim.state import optimizer_tensors
 from nolabel.training.job import Job, build
 from nolabel.training.step import training_step
 

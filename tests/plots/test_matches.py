@@ -115,7 +115,7 @@ def test_the_strongest_are_spread_and_mutual() -> None:
     assert len(spread(found._replace(mutual=torch.zeros_like(found.mutual)), (8, 8), 10)) == 0
 
 
-def test_colors_tell_places_apart() -> None:
+def test_colors_separate_places() -> None:
     colors = place_colors((6, 9))
     assert colors.shape == (54, 3) and colors.min() >= 0 and colors.max() <= 255
     apart = torch.cdist(colors, colors) + 999 * torch.eye(54)

@@ -14,16 +14,9 @@ from torch import nn
 
 from nolabel.errors import StorageError
 from nolabel.optim.optimizers import OptimConfig, optimizer
+from nolabel.optim.state import optimizer_tensors, restore_optimizer
 from nolabel.runs import checkpoint
-from nolabel.runs.checkpoint import (
-    Checkpoint,
-    keep_newest,
-    load_newest,
-    optimizer_tensors,
-    restore_optimizer,
-    save,
-    verify,
-)
+from nolabel.runs.checkpoint import Checkpoint, keep_newest, load_newest, save, verify
 
 FILES = ["manifest.json", "model.safetensors", "optim.safetensors", "state.json"]
 

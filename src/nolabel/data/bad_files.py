@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class BadImage(Exception):
-    """One image cannot be used. `reason` is a short slug (truncated, too large, ...), `detail` says more."""
+    """One image cannot be used. `reason` is a short slug (truncated, too large, ...), `detail` has more."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)

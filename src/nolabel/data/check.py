@@ -59,7 +59,7 @@ def check(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
-    """Read and decode every image of DATA on several threads; `progress` is told (done, all) now and then.
+    """Read and decode every image of DATA on several threads; `progress(done, all)` is called now and then.
 
     Raises DataError as `scan` does.
     """

@@ -63,7 +63,7 @@ class Opened(NamedTuple):
 
     facts: Facts
     file: Image.Image | None
-    """None for a JPEG that says nothing but what is in its image."""
+    """None for a JPEG whose header adds nothing to its image."""
     data: bytes
     pixels: NDArray[np.uint8] | None
     """(H, W, 3) upright; None for a JPEG, which `load` decodes."""
@@ -233,7 +233,7 @@ def _declared_range(image: Image.Image) -> tuple[float, float]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1..8. Damaged EXIF says nothing; for a TIFF `load` has turned the image already."""
+    """EXIF's orientation, 1..8. Damaged EXIF counts as 1; for a TIFF `load` has turned the image already."""
     try:
         return int(image.getexif().get(0x0112, 1))
     except Exception:

@@ -1,4 +1,4 @@
-"""Is the file whole? Pillow overlooks some cuts and checksums; libjpeg fills what is missing with grey."""
+"""A check that a file is complete. Pillow overlooks some cuts and checksums; libjpeg fills gaps with grey."""
 
 import re
 import zlib
@@ -27,10 +27,10 @@ def identify(data: bytes) -> str:
     """The format in `data`. Raises BadImage for what is no image or visibly incomplete."""
     if not data:
         raise BadImage("empty", "0 bytes")
-    found = _MAGIC.match(data)
-    if not found or not found.lastindex:
+    match = _MAGIC.match(data)
+    if not match or not match.lastindex:
         raise BadImage("not an image", f"it begins with {data[:12]!r}")
-    kind = _FORMATS[found.lastindex - 1][1]
+    kind = _FORMATS[match.lastindex - 1][1]
     if kind == "PNG":
         _check_chunks(data)
     whole = {"JPEG": _jpeg_ends, "WEBP": _webp_ends, "TIFF": _tiff_begins}.get(kind)

@@ -65,7 +65,7 @@ def pack(
 ) -> Packed:
     """Write the images of DATA into the new folder `out`, which appears when it is complete.
 
-    `progress` is told (done, all) now and then. Raises UsageError where `out` exists or a setting makes no sense,
+    `progress(done, all)` is called now and then. Raises UsageError where `out` exists or a setting makes no sense,
     DataError as `scan` does and for names that lead out of the folder, StorageError.
     """
     out = Path(out)
@@ -129,7 +129,9 @@ def _write(images: Images, folder: Path, packing: Packing, progress: Callable[[i
             file.writelines(_update(digest, _END))
         shards.append({"name": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()})
     if not names:
-        raise DataError(f"None of the {len(images.names)} images can be read. `nolabel check DATA` says why.")
+        raise DataError(
+            f"None of the {len(images.names)} images can be read. `nolabel check DATA` reports the reasons."
+        )
     index = _write_index(folder, compact(names), rows, shards, packing)
     total = index + sum(shard["bytes"] for shard in shards)
     return Packed(folder, len(names), num_resized, len(shards), total, "", tuple(left_out))

@@ -9,7 +9,7 @@ from nolabel.data.names import Folder, Names, compact, folder_of, merge, name_by
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm")
 IMAGE_FOLDERS = ("images", "frames", "jpg")
-"""Where the root holds one of these, only it is scanned: masks, boxes and the like lie beside it."""
+"""Where the root holds one of these, only it is scanned: masks, boxes and the like are beside it."""
 SPLITS = ("train", "val", "test")
 
 

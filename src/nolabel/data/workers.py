@@ -39,7 +39,7 @@ class DeadWorker(NolabelError):
 
 
 def fits_shared_memory(needed: int, folder: str = SHARED_MEMORY) -> str:
-    """An empty string if so many bytes of batches can wait in shared memory; else what is said of it.
+    """An empty string if so many bytes of batches can wait in shared memory; else a warning.
 
     torch sends tensors from process to process there, and a process that finds it full dies of a bus error: containers
     often have 64 MB of it.
@@ -61,8 +61,8 @@ def restarted(
     """The items of `start(0, False)`; after a death those of `start(n, ...)`, n the number of items given so far.
 
     `start` begins a `DataLoader` of `number` processes; `start(n, True)` gives item n alone from one process, so that
-    another death is that of item n. `found_dead(n, times, how)` is told of each death before the restart; `times` are
-    those at item n.
+    another death is that of item n. Each death calls `found_dead(n, times, how)` before the restart; `times` are those
+    at item n.
     """
     done = deaths = 0
     while True:

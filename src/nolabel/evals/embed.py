@@ -47,10 +47,10 @@ def embed_images(
     splits = scan_labelled(data) if labelled else {"": _without_labels(scan(data))}
     folder = cache_folder(loaded, config)
     columns: dict[str, list[Any]] = {"ids": [], "split": [], "label": []}
-    found = []
+    parts = []
     for name, part in splits.items():
         table = features(loaded, part, pieces, config, folder).table(pieces)
-        found.append(table.features.numpy())
+        parts.append(table.features.numpy())
         columns["ids"] += [printable(i) if out.suffix == ".parquet" else i for i in table.ids]
         columns["split"] += [name] * len(table.ids)
         columns["label"] += table.labels.tolist()
@@ -59,7 +59,7 @@ def embed_images(
     classes = next(iter(splits.values())).classes
     facts = describe_weights(loaded, config) | layout._asdict() | {"before_norm": before_norm}
     facts |= {"classes": classes} if labelled else {}
-    rows = np.concatenate(found)
+    rows = np.concatenate(parts)
     _write(out, rows, columns, facts)
     total = sum(len(part.labels) for part in splits.values())
     return Embedded(out, len(rows), total - len(rows), rows.shape[1])
@@ -68,7 +68,7 @@ def embed_images(
 def check_format(out: Path) -> None:
     """UsageError for another suffix than .npz and .parquet, and where the library for it is missing."""
     if out.suffix not in SUFFIXES:
-        raise UsageError(f"{out} must end in {' or '.join(SUFFIXES)}: the suffix says which format is written.")
+        raise UsageError(f"{out} must end in {' or '.join(SUFFIXES)}: the suffix chooses the format.")
     if out.suffix == ".parquet":
         _pyarrow()
 

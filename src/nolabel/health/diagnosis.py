@@ -150,7 +150,7 @@ def judge_contrast(series: Series, facts: RunFacts) -> Diagnosis | None:
     positive, negative = _mean(series.window, "positive_similarity"), _mean(series.window, "negative_similarity")
     return Diagnosis(
         "no contrast",
-        f"Two views of an image are no more alike than two images: cosine {positive:.3f} "
+        f"Two views of an image are no more similar than two images: cosine {positive:.3f} "
         f"against {negative:.3f}, for {WINDOW} steps. " + advise(facts, "contrast"),
     )
 
@@ -231,9 +231,7 @@ def judge_locations(series: Series, facts: RunFacts) -> Diagnosis | None:
         words = f"Nearly all locations of an image match the same few of the other view: {distinct:.1f} % distinct"
     elif (place := min(_values(window, "dense_by_place"), default=0.0)) > 0.9:
         kind = "place"
-        words = (
-            f"The dense head says where a location is, not what it shows: the place decides {100 * place:.0f} % of it"
-        )
+        words = f"The dense head encodes places, not what they show: the place decides {100 * place:.0f} % of it"
     else:
         return None
     alone = window[-1].get("dense_weight", 1.0) > 0.9

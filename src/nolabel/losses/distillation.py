@@ -40,10 +40,10 @@ def dino_loss(student: Outputs, teacher: Outputs, center: Tensor) -> Distillatio
     dtype = torch.promote_types(student.z.dtype, torch.float32)
     temperatures = student.temperature, teacher.temperature
     with torch.autocast(student.z.device.type, enabled=False):
-        loss, h, told = _Distillation.apply(
+        loss, h, information = _Distillation.apply(
             student.z.to(dtype), student.prototypes, teacher.z.detach(), teacher.prototypes, center, temperatures
         )
-    return Distillation(loss, h, told)
+    return Distillation(loss, h, information)
 
 
 class _Distillation(torch.autograd.Function):
@@ -61,13 +61,13 @@ class _Distillation(torch.autograd.Function):
         at_once = max(1, LOGITS_AT_ONCE // ((num_views + 2) * num_prototypes))
         losses, entropies, grads = [], [], []
         mean, grad_w = torch.zeros((), device=z.device), None
-        for seen, told in zip(torch.split(z, at_once, 1), torch.split(teacher_z, at_once, 1), strict=True):
-            logits = (told.flatten(0, 1).to(w.dtype) @ teacher_w.T).to(z.dtype).sub_(center).div_(temps[1])
+        for some, targets_z in zip(torch.split(z, at_once, 1), torch.split(teacher_z, at_once, 1), strict=True):
+            logits = (targets_z.flatten(0, 1).to(w.dtype) @ teacher_w.T).to(z.dtype).sub_(center).div_(temps[1])
             p = logits.softmax(-1).view(2, -1, num_prototypes)
             entropies.append(-(p * logits.log_softmax(-1).view_as(p)).sum(-1))
             mean = mean + p.sum((0, 1)) / (2 * num_images)
             targets = [p[1], p[0], *[p.sum(0)] * (num_views - 2)]
-            x = seen.flatten(0, 1).to(w.dtype)
+            x = some.flatten(0, 1).to(w.dtype)
             logs = (x @ w.T).to(z.dtype).div_(temps[0]).log_softmax(-1).view(num_views, -1, num_prototypes)
             losses.append(torch.stack([(t * s).sum(-1) for t, s in zip(targets, logs, strict=True)]))
             slopes = logs.exp_()
@@ -75,7 +75,7 @@ class _Distillation(torch.autograd.Function):
             for t, slope in zip(targets, slopes, strict=True):
                 slope.sub_(t)
             y = slopes.flatten(0, 1).to(w.dtype)
-            grads.append((y @ w).to(z.dtype).view_as(seen))
+            grads.append((y @ w).to(z.dtype).view_as(some))
             grad_w = y.T @ x if grad_w is None else grad_w.to(z.dtype) + y.T @ x
         pairs = 2 * (num_views - 1)
         ctx.save_for_backward(torch.cat(grads, 1), grad_w)

@@ -2,7 +2,7 @@
 
 A query must find its key, the output of a momentum network for another view of the image, among the keys of earlier
 images in a queue. DenseCL does this for the whole image and for each location. It pairs a location with the location of
-the other view whose backbone feature is most alike. Without the dense part (dense_weight 0) it is MoCo v2.
+the other view whose backbone feature is most similar. Without the dense part (dense_weight 0) it is MoCo v2.
 """
 
 import copy

@@ -105,7 +105,7 @@ class DINO(Method):
         assert isinstance(config.num_prototypes, int) and config.momentum != "auto"
         self.config, self.start_momentum = config, float(config.momentum)
         self.student = self._network(make_backbone(config.drop_path))
-        # Built anew rather than copied: the teacher has no drop path.
+        # Built again rather than copied: the teacher has no drop path.
         self.teacher = self._network(make_backbone(0.0)).requires_grad_(False)
         self.teacher.load_state_dict(self.student.state_dict())
         self.center: Tensor

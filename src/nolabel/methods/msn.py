@@ -115,7 +115,7 @@ class MSN(Method):
         assert isinstance(config.num_prototypes, int) and config.momentum != "auto"
         self.config, self.start_momentum = config, float(config.momentum)
         self.anchor = self._network(make_backbone(config.drop_path))
-        # Built anew rather than copied: the target has no drop path.
+        # Built again rather than copied: the target has no drop path.
         self.target = self._network(make_backbone(0.0)).requires_grad_(False)
         self.target.load_state_dict(self.anchor.state_dict())
         bound = config.output_dim**-0.5

@@ -176,7 +176,7 @@ class Backbone(nn.Module):
     def keep_less(self) -> None:
         """Let a plain ViT keep less for the backward pass (`lean_blocks.py`); UsageError for other networks."""
         if not self.can_drop:
-            raise UsageError(f"--keep-less is for plain ViTs, and {self.name} is none: use --grad-checkpointing.")
+            raise UsageError(f"--keep-less is for plain ViTs, which {self.name} is not: use --grad-checkpointing.")
         lean_blocks.keep_less(self.model)
 
     def compile_blocks(self) -> None:

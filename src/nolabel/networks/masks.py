@@ -13,7 +13,7 @@ def num_kept(num_patches: int, ratio: float) -> int:
     """floor(N (1 - ratio)) of N patches. UsageError for a ratio outside [0, 1) and where no patch would be left."""
     if not 0 <= ratio < 1:
         raise UsageError(
-            f"A masking ratio of {ratio:g} is none: it is the share of patches dropped, from 0 to below 1."
+            f"A masking ratio of {ratio:g} is invalid: it is the share of patches dropped, from 0 to below 1."
         )
     kept = math.floor(num_patches * (1 - ratio) + 1e-9)  # 100 * (1 - 0.9) is a little less than 10
     if not kept:

@@ -13,14 +13,13 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from nolabel.errors import StorageError
 
@@ -135,7 +134,7 @@ def _readable(folder: Path) -> Iterator[None]:
         where, why = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or error
         raise StorageError(
             f"{where} cannot be read ({why}).\n"
-            "That says nothing against the checkpoint: nothing was renamed and nothing removed.\n"
+            "The checkpoint may be good: nothing was renamed and nothing removed.\n"
             "Repair the disk or the permissions, then resume."
         ) from error
 
@@ -197,27 +196,6 @@ def _is_good(path: Path) -> bool:
         return verify(path) is None
     except OSError:
         return False
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as flat `parameter/slot` tensors."""
-    names: dict[Tensor, str] = {p: n for n, p in module.named_parameters()}
-    return {
-        f"{names[p]}/{slot}": value.detach().clone()
-        for p, slots in optimizer.state.items()
-        for slot, value in slots.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
-    parameters = dict(module.named_parameters())
-    optimizer.state.clear()
-    for key, value in tensors.items():
-        name, slot = key.rsplit("/", 1)
-        p = parameters[name]
-        optimizer.state[p][slot] = value.to(p.device)
 
 
 def _read(path: Path) -> Checkpoint:

@@ -96,7 +96,7 @@ def check_apart(out: Path, inputs: Mapping[str, str | None]) -> None:
     for what, path in inputs.items():
         if path and _is_inside(path, out):
             raise UsageError(
-                f"{what} {path} lies in --out {out}, which is to hold the new run alone.\nChoose another --out."
+                f"{what} {path} is in --out {out}, which will hold the new run alone.\nChoose another --out."
             )
 
 

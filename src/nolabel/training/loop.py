@@ -3,6 +3,9 @@
 One step, top to bottom: views of a batch of images -> loss -> gradient -> clip -> `before_step` -> optimizer ->
 `after_step`. `step.py` has the step, `methods/base.py` defines a method; `methods/dino.py` is the example to read next.
 
+A `Job` holds the parts of a run (settings, method, optimizer, stream of views); its `History` holds what changes.
+`resolved(x)` is the value of a setting that may be `auto`; `resolve` has replaced it before the first step.
+
 Three properties come from the shape of the loop. Every schedule and all randomness are functions of the step, so a
 resumed run repeats the uninterrupted one bit by bit. A step whose loss or gradient is not finite moves nothing that
 remembers: no weight, no teacher, no center; `recovery.py` decides what follows. And nothing flows back: a method never
@@ -11,7 +14,7 @@ sees the loop.
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -64,18 +67,12 @@ def loop(job: Job, first_step: int, records: list[Record], signal_number: Callab
         window, saved = Window(records), time.monotonic()
         for step in steps:
             pulse.beat(step)
-            started = time.monotonic()
-            batch = next(stream)
-            waited = time.monotonic() - started
-            with enough_memory(config, step):
-                values = training_step(job, on_device(job, batch), job.clock(step))
-            window.add(step, values, batch, started, waited)
+            take_step(job, stream, window, step)
             done, due = step + 1, what_is_due(job, step + 1)
-            feeding.note_batch(job, batch, done)
             # Reading `ok` on the host waits for the device: each step on a CPU, else where the host waits anyway.
             if job.device.type == "cpu" or due.log or due.save:
                 recovery.judge_steps(job, window.take_unread())
-                window.records[-1]["seconds"] = time.monotonic() - started  # with what the device took
+                window.end_step()
             if due.log:
                 show(done, metrics_log.log(job, watch, window.records, done))
                 window.records.clear()
@@ -84,8 +81,7 @@ def loop(job: Job, first_step: int, records: list[Record], signal_number: Callab
                 if watch and (measured := monitor.evaluate_now(job, watch, done)):
                     show(done, measured)
             number = asked_to_stop(job, signal_number, due)
-            late = not distributed.active() and time.monotonic() - saved > CHECKPOINT_SECONDS
-            if due.save or number or late:
+            if due.save or number or is_late(saved):
                 pulse.beat(done, "saving")
                 recovery.judge_steps(job, window.take_unread())  # a state is saved only when it is known to be good
                 state.checkpoint(job, done, window.records)
@@ -94,18 +90,36 @@ def loop(job: Job, first_step: int, records: list[Record], signal_number: Callab
                 raise Stopped(number, config.out)
 
 
+def take_step(job: Job, stream: Iterator[Batch], window: "Window", step: int) -> None:
+    """Wait for the batch of a step, take the step, and note both in the window."""
+    started = time.monotonic()
+    batch = next(stream)
+    waited = time.monotonic() - started
+    with enough_memory(job.config, step):  # names the settings to lower, if memory runs out
+        values = training_step(job, on_device(job, batch), job.clock(step))
+    window.add(step, values, batch, started, waited)
+    feeding.note_batch(job, batch, step + 1)
+
+
 @dataclass
 class Window:
     """The records since the last log line, and the steps whose `ok` the host has not read yet."""
 
     records: list[Record]
     unread: list[tuple[int, Record]] = field(default_factory=list)
+    started: float = 0.0
+    """Time at which the last step began."""
 
     def add(self, step: int, values: Record, batch: Batch, started: float, waited: float) -> None:
         """Add a step with its times: seconds in all and waited for images, milliseconds per image."""
+        self.started = started
         loading = {"waited": waited, "decode_ms": batch.decode_ms, "crop_ms": batch.crop_ms}
         self.records.append({**values, "seconds": time.monotonic() - started, **loading})
         self.unread.append((step, values))
+
+    def end_step(self) -> None:
+        """Measure the last step again, now with the time of the device: the host has waited for it."""
+        self.records[-1]["seconds"] = time.monotonic() - self.started
 
     def take_unread(self) -> list[tuple[int, Record]]:
         """Give the unread steps, which count as read from here on."""
@@ -127,6 +141,11 @@ def what_is_due(job: Job, done: int) -> Due:
     last, config = done == job.total_steps, job.config
     every = resolved(config.log_every), resolved(config.eval_every), resolved(config.checkpoint_every)
     return Due(last, *(last or done % steps == 0 for steps in every))
+
+
+def is_late(saved: float) -> bool:
+    """Whether a checkpoint is due by the clock. Not in several processes: their clocks differ."""
+    return not distributed.active() and time.monotonic() - saved > CHECKPOINT_SECONDS
 
 
 def asked_to_stop(job: Job, signal_number: Callable[[], int], due: Due) -> int:

@@ -15,8 +15,8 @@ from nolabel.errors import UsageError
 def keep_freed_memory() -> None:
     """Let this process keep what its tensors free, where the C library is glibc.
 
-    glibc maps each block of more than 32 MB anew, and gives back what is free at the end of its heap: then a step finds
-    its memory empty, page by page, which took a fifth to a third of its time (docs/results.md).
+    glibc maps each block of more than 32 MB again, and returns what is free at the end of its heap. Then a step touches
+    its memory page by page, which took a fifth to a third of its time (docs/results.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

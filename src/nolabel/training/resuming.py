@@ -55,7 +55,7 @@ def begin_at_zero(run: Run, damaged: Sequence[str]) -> None:
 
     Raises DataError where all of them are damaged, StorageError where they are gone.
     """
-    anew = f"To begin anew: nolabel train --config {run.path}/config.yaml --out OTHER"
+    anew = f"To begin again: nolabel train --config {run.path}/config.yaml --out OTHER"
     if damaged:
         more = f"; {len(damaged) - 2} more" if len(damaged) > 2 else ""
         raise DataError(

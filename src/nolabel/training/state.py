@@ -12,16 +12,9 @@ from nolabel import distributed, files
 from nolabel.data.bad_files import BadFile
 from nolabel.errors import DataError, StorageError
 from nolabel.files import remove
+from nolabel.optim.state import optimizer_tensors, restore_optimizer
 from nolabel.progress import report_line
-from nolabel.runs.checkpoint import (
-    Checkpoint,
-    has_good,
-    keep_newest,
-    load_newest,
-    optimizer_tensors,
-    restore_optimizer,
-    save,
-)
+from nolabel.runs.checkpoint import Checkpoint, has_good, keep_newest, load_newest, save
 from nolabel.runs.folder import Run, append_event
 from nolabel.training.events import optional_write, record_event, versions
 from nolabel.training.job import Job, Record, settings

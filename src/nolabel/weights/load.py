@@ -101,7 +101,7 @@ def _from_file(path: Path, backbone_name: str | None, allow_pth: bool) -> Loaded
     if path.suffix != ".safetensors" and not allow_pth:
         raise UsageError(f"{path} is not a .safetensors file. If you trust where a .pth comes from, add --allow-pth.")
     if backbone_name is None:
-        raise UsageError(f"{path} is a bare weight file: say what it is with --backbone NAME, a timm name.")
+        raise UsageError(f"{path} is a bare weight file: name its network with --backbone NAME, a timm name.")
     tensors = _read(path) if path.suffix == ".safetensors" else _read_pth(path)
     net = backbone(backbone_name)
     _fill(net, tensors, path)

@@ -247,7 +247,7 @@ def test_outlines_become_masks() -> None:
 
 @pytest.mark.parametrize("layout", WRITERS)
 @pytest.mark.parametrize("packed", [False, True])
-def test_three_layouts_say_the_same(layout: str, packed: bool, tmp_path: Path) -> None:
+def test_three_layouts_give_the_same(layout: str, packed: bool, tmp_path: Path) -> None:
     root = tmp_path / "data" / "world"
     root.mkdir(parents=True)
     WRITERS[layout](root)

@@ -121,12 +121,12 @@ def test_a_copy_is_matched_with_its_own_original(loaded: Loaded, copydays: Path)
     assert right == 100 > 50 > wrong
 
 
-def test_names_that_do_not_say_whose_copy(loaded: Loaded, copydays: Path) -> None:
+def test_names_that_do_not_give_the_original(loaded: Loaded, copydays: Path) -> None:
     for i, path in enumerate(sorted((copydays / "crops" / "30").iterdir())):
         path.rename(path.with_name(f"x{i:04d}.png"))
     found = copy_set(copydays, 1)
     assert found.blocks["crops/30"].originals == tuple(range(12))
-    assert found.notes == ("crops/30: names do not say which original, so both were taken in sorted order",)
+    assert found.notes == ("crops/30: names do not give the original, so both were taken in sorted order",)
     next((copydays / "crops" / "30").iterdir()).unlink()
     with pytest.raises(DataError, match="11 copies of 12 originals"):
         run(PROTOCOL, loaded, copydays, CopiesConfig())

@@ -109,7 +109,7 @@ def _made_by_nolabel(path: str, folder: str) -> str:
 def _sort_out(
     entry: os.DirEntry[str], folder: str, content: FolderContent, folders: list[str], links: list[str]
 ) -> None:
-    """Put what is no plain file where it belongs: to go on with, or to be told."""
+    """Sort what is no plain file: folders to go on with, and files to report."""
     name = f"{folder}/{entry.name}" if folder else entry.name
     linked = entry.is_symlink()
     is_folder = os.path.isdir(entry.path) if linked else entry.is_dir(follow_symlinks=False)

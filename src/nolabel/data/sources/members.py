@@ -20,7 +20,7 @@ class Members(NamedTuple):
     names: Names
     """Sorted by their bytes."""
     rows: NDArray[np.void]
-    """For each name its `size` in bytes and its `crc`, a CRC-32; more columns say where it lies."""
+    """For each name its `size` in bytes and its `crc`, a CRC-32; more columns give its place."""
 
     def place(self, name: str) -> int:
         """The row of a member to read. Raises KeyError, and BadImage where it is too large."""

@@ -35,7 +35,7 @@ class Shards(NamedTuple):
     files: tuple[str, ...]
     """The paths of the shards."""
     members: Members
-    """For each name the shard, where its header lies in it, its size and CRC-32: 18 bytes."""
+    """For each name the shard, the place of its header in it, its size and CRC-32: 18 bytes."""
 
 
 def recognises(path: str) -> bool:
@@ -44,7 +44,7 @@ def recognises(path: str) -> bool:
 
 
 def list_images(path: str, tops: Tops) -> Listing:
-    """The names in the index. Nothing that lies beside the images was packed, so IMAGE_FOLDERS are not looked for."""
+    """The names in the index. No other file was packed, so IMAGE_FOLDERS are not searched."""
     names = _open(path).members.names
     below = tuple(f"{top}/" for top in tops or () if top)
     return Listing(path, names.take([i for i, name in enumerate(names) if name.startswith(below)]) if below else names)
@@ -191,5 +191,5 @@ SOURCE = Source(
     files_below,
     may_wrap=True,
     unreadable="The shards {data} cannot be read: {error}.\n"
-    "Copy them again from where they were made, or pack them anew: nolabel pack DATA --out SHARDS",
+    "Copy them again from where they were made, or pack them again: nolabel pack DATA --out SHARDS",
 )

@@ -63,9 +63,9 @@ class Source(NamedTuple):
     files_below: Callable[[str, str], list[str]] = _none_below
     """(root, folder/): the names of all files below a folder, images or not, in no order."""
     files_on_top: Callable[[str], list[str]] = _none_on_top
-    """(root): the names of what lies beside the folders of images, where a file about all of them is looked for."""
+    """(root): the names of the files beside the folders of images, where a file about all of them is searched."""
     has_folders: bool = True
-    """Whether names are paths in one tree, so that folders may be classes, and masks and boxes lie beside images."""
+    """Whether names are paths in one tree, so that folders may be classes, and masks and boxes are beside images."""
     may_wrap: bool = False
     """Whether it may hold one folder instead of that folder's content: it is seen through."""
     unreadable: str = "{data} cannot be read: {error}."

@@ -52,8 +52,8 @@ def augmented_batches(
                 compute(loaded.backbone, normalize(x.to(config.device), loaded.mean, loaded.std), pieces)
                 for x in images.split(config.batch_size)
             ]
-        found = {piece: torch.cat([part[piece].float() for part in parts]) for piece in pieces}
-        features = {layout: join(found, wanted, interleaved) for layout, wanted in layouts.items()}
+        joined = {piece: torch.cat([part[piece].float() for part in parts]) for piece in pieces}
+        features = {layout: join(joined, wanted, interleaved) for layout, wanted in layouts.items()}
         yield features, labels.to(config.device)
 
 

@@ -133,7 +133,7 @@ def check_finetune(config: FinetuneConfig) -> None:
     if not config.files and (not config.fractions or any(not 0 < f <= 1 for f in config.fractions)):
         raise UsageError("fractions are shares of train, above 0 and up to 1, such as 0.01 0.1 1.")
     if len(set(config.fractions)) < len(config.fractions) or len({p.stem for p in config.files}) < len(config.files):
-        raise UsageError("Every fraction, and every name of a list, may stand there once.")
+        raise UsageError("Give every fraction, and every name of a list, once.")
     if not all(0 < lr < math.inf for lr in config.lrs):
         raise UsageError(f"Learning rates must be above 0, not {', '.join(f'{lr:g}' for lr in config.lrs)}.")
     check_at_least(config, 1, "epochs", "train_batch_size")

@@ -59,14 +59,14 @@ def fit(
     weight = x.new_zeros(num_classes, x.shape[1])
     fitted: dict[float, Fitted] = {}
     for strength in sorted(set(strengths), reverse=True):
-        found = _solve(x, labels, weight, strength, tolerance, max_products)
-        weight = found.weight
-        fitted[strength] = found if basis is None else found._replace(weight=weight @ basis)
+        solution = _solve(x, labels, weight, strength, tolerance, max_products)
+        weight = solution.weight
+        fitted[strength] = solution if basis is None else solution._replace(weight=weight @ basis)
     return [fitted[strength] for strength in strengths]
 
 
 def _span(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The N rows in coordinates of the space they span, and its basis, where N < D: the solution lies in that space."""
+    """The N rows in coordinates of the space they span, and its basis, where N < D: the solution is in that space."""
     if len(x) >= x.shape[1]:
         return x, None
     q, r = torch.linalg.qr(x.T)  # (D, N), (N, N)

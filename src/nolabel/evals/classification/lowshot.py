@@ -91,7 +91,7 @@ def _check(config: LowshotConfig) -> None:
     if not (config.shots or config.fractions or config.files):
         raise UsageError("There is nothing to learn from: give shots, fractions or files.")
     if any(k < 1 for k in config.shots) or any(not 0 < f <= 1 for f in config.fractions) or config.splits < 1:
-        raise UsageError("shots and splits are numbers from 1 up, fractions lie above 0 and up to 1.")
+        raise UsageError("shots and splits are numbers from 1 up, fractions are above 0 and at most 1.")
 
 
 def _features(loaded: Loaded, config: LowshotConfig, folder: Path | None, part: LabelledImages) -> FeatureTable:

@@ -37,7 +37,7 @@ def read_list(path: Path, ids: Sequence[str]) -> Tensor:
 
     A line is the name in the data (`train/cat/1.jpg`), its end (`cat/1.jpg`, `1.jpg`), or these without or with another
     suffix, as in the lists of 1 % of ImageNet. Raises DataError for names that train lacks, that are not clear, or that
-    stand there twice.
+    are listed twice.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
@@ -56,11 +56,11 @@ def read_list(path: Path, ids: Sequence[str]) -> Tensor:
                 f"{shown} {what}: {_some(wrong)}.\n"
                 "Expected one image a line, named as in train/ or by the end of its path."
             )
-    found = [r[0] for r in rows]
-    if not found or len(set(found)) < len(found):
-        twice = [a for i, a in enumerate(lines) if found[i] in found[:i]]
+    chosen = [r[0] for r in rows]
+    if not chosen or len(set(chosen)) < len(chosen):
+        twice = [a for i, a in enumerate(lines) if chosen[i] in chosen[:i]]
         raise DataError(f"{shown} names {'an image twice: ' + _some(twice) if twice else 'no image'}.")
-    return torch.tensor(sorted(found))
+    return torch.tensor(sorted(chosen))
 
 
 def read_lists(paths: Sequence[Path], train: FeatureTable, classes: Sequence[str]) -> list[Tensor]:

@@ -124,8 +124,8 @@ def _best(
     tried: list[dict[str, Any]],
     steps: int,
 ) -> Best:
-    found = score(head, probe.test.features[layout], probe.test.labels)
-    top1, top5 = _rounded(found.top1[0]), _rounded(found.top5[0])
+    scores = score(head, probe.test.features[layout], probe.test.labels)
+    top1, top5 = _rounded(scores.top1[0]), _rounded(scores.top5[0])
     if top1 is None or top5 is None:
         raise NumericError(f"The classifier with learning rate {lr:g} became infinite: give smaller --lrs.")
     return Best(layout, lr, top1, top5, chosen_on, bool(tried) and probe.val is None, tried, head, steps)

@@ -37,7 +37,7 @@ class AttentionConfig(EvalConfig):
     """Settings of the protocol; those of the paper, for weights trained at 224 px."""
 
     keep: tuple[float, ...] = (0.6, 0.8)
-    """Shares of the attention that the masks hold: the paper's main text says 60 %, its appendix 80 %."""
+    """Shares of the attention that the masks hold: 60 % in the paper's main text, 80 % in its appendix."""
     short_side: int | None = None
     """Shorter side of the images in pixels; by default 480 for weights of 224 px, and in that proportion."""
     classes: str | None = None

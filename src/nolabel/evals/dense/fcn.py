@@ -146,10 +146,10 @@ def segment(net: Segmenter, x: Tensor, size: tuple[int, int], schedule: Schedule
             for top, left in _windows(height, width, crop, stride):
                 part = slice(top, min(top + crop, height)), slice(left, min(left + crop, width))
                 window = x[:, :, part[0], part[1]]
-                found = F.interpolate(
+                enlarged = F.interpolate(
                     net(window)[0].float(), tuple(window.shape[-2:]), mode="bilinear", align_corners=align
                 )
-                scores[:, :, part[0], part[1]] += found
+                scores[:, :, part[0], part[1]] += enlarged
                 count[part] += 1
             scores = scores / count
         return F.interpolate(scores, size, mode="bilinear", align_corners=align)[0].max(0).indices

@@ -175,7 +175,7 @@ def fit_linear(cells: Cells, epochs: int, lr: float, seed: int) -> Head:
 
 
 def fit_knn(cells: Cells, bank_size: int, k: int, temperature: float, seed: int) -> Head:
-    """The shares of the `k` patches most alike by cosine, weighted with exp(cosine / temperature).
+    """The shares of the `k` patches of highest cosine, weighted with exp(cosine / temperature).
 
     They are sought among `bank_size` patches of train drawn from the seed.
     """

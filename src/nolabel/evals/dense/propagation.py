@@ -49,7 +49,7 @@ def propagate(frames: Iterable[Tensor], first: Tensor, rules: Rules | None = Non
 def vote(target: Tensor, sources: list[Tensor], masks: list[Tensor], rules: Rules) -> Tensor:
     """The masks (K, h, w) of `target` (h, w, D) from `sources` (h, w, D) with `masks` (K, h, w); features of length 1.
 
-    Of all sources together the `topk` most alike near patches vote, and those exactly as like as the last of them.
+    Of all sources together the `topk` most similar near patches vote, and so do all that tie with the last of them.
     """
     height, width, _ = target.shape
     out = masks[0].new_empty(len(masks[0]), height, width)

@@ -129,7 +129,7 @@ def measure_frozen(
         rows["random_weights"] = extractor(untrained(start, config.seed), config.device, config.precision)
     cells, place, seen = _learn_from(rows, loaded, masked, config)
     num_patches, dim = cells["weights"].features.shape
-    _say(f"{num_patches} patches of {dim} features from {_count(masked, 'train')} images; {config.epochs} passes")
+    _report(f"{num_patches} patches of {dim} features from {_count(masked, 'train')} images; {config.epochs} passes")
     heads = {name: {way: _fit(way, table, config) for way in ways} for name, table in cells.items()}
     num_classes = len(masked.classes.ids)
     tables = {name: {way: torch.zeros(num_classes, num_classes).long() for way in ways} for name in rows}
@@ -223,7 +223,9 @@ def _finetune(
     loaded: Loaded, masked: Masked, test: str, config: SegmentationConfig, schedule: Schedule, head: str
 ) -> dict[str, Any]:
     start, num_classes = dilated(loaded, config.output_stride), len(masked.classes.ids)
-    _say(f"fine-tuning with a {head} head: {schedule.steps} steps of {schedule.batch_size} crops of {schedule.crop} px")
+    _report(
+        f"fine-tuning with a {head} head: {schedule.steps} steps of {schedule.batch_size} crops of {schedule.crop} px"
+    )
     with progress(0, schedule.steps) as report:
         net = finetune(start, masked, schedule, head, config, report)
     confusion = torch.zeros(num_classes, num_classes).long()
@@ -253,7 +255,7 @@ def _count(masked: Masked, split: str) -> int:
     return len(masked.splits[split].pictures)
 
 
-def _say(line: str) -> None:
+def _report(line: str) -> None:
     console.note(f"segmentation: {line}")
 
 

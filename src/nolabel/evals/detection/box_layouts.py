@@ -108,7 +108,7 @@ def load_coco(text: str, name: str) -> dict[str, Any]:
 
 
 def write_share(source: Path, target: Path, fraction: float, seed: int) -> int:
-    """Write a COCO file with a share of the images of another, and say how many: such as a tenth of COCO.
+    """Write a COCO file with a share of the images of another, and return their number: such as a tenth of COCO.
 
     Drawn as `--fraction` and `--split-seed` draw them, images in the order of their ids. No image is needed.
     """

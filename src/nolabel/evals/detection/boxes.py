@@ -107,25 +107,25 @@ def make_objects(
 
     Raises DataError for a box that is no box, or that lies more than two pixels outside.
     """
-    found = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
-    if not found.isfinite().all() or (found[:, 2:] <= found[:, :2]).any():
-        bad = next(b for b in found.tolist() if not (b[2] > b[0] and b[3] > b[1] and np.isfinite(b).all()))
+    corners = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
+    if not corners.isfinite().all() or (corners[:, 2:] <= corners[:, :2]).any():
+        bad = next(b for b in corners.tolist() if not (b[2] > b[0] and b[3] > b[1] and np.isfinite(b).all()))
         raise DataError(f"{where} has a box without width or height: {_numbers(bad)} (left, top, right, bottom).")
     height, width = size
     slack = SLACK if height > 1 or width > 1 else 0.01
     limits = torch.tensor([width, height, width, height])
-    outside = ((found < -slack) | (found > limits + slack)).any(1)
+    outside = ((corners < -slack) | (corners > limits + slack)).any(1)
     if outside.any():
-        bad = found[outside][0].tolist()
+        bad = corners[outside][0].tolist()
         raise DataError(
             f"{where} has a box outside of the image: {_numbers(bad)} (left, top, right, bottom),\n"
             f"where the image has width {width:g} and height {height:g}. Are size and units of the annotation right?"
         )
-    found = torch.minimum(found.clamp_min(0), limits)
-    kept = ((found[:, 2] > found[:, 0]) & (found[:, 3] > found[:, 1])).tolist()
+    corners = torch.minimum(corners.clamp_min(0), limits)
+    kept = ((corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])).tolist()
     rows = [i for i, keep in enumerate(kept) if keep]
     return Objects(
-        found[rows],
+        corners[rows],
         torch.tensor([labels[i] for i in rows], dtype=torch.int64),
         torch.tensor([ignored[i] for i in rows], dtype=torch.bool),
         None if outlines is None else tuple(outlines[i] for i in rows),

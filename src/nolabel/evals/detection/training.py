@@ -21,7 +21,7 @@ from nolabel.progress import Report
 from nolabel.weights.load import Loaded
 
 PRECISE_BATCHES = 200
-"""Batches that BatchNorm's statistics are taken anew from after training (detectron2's PRECISE_BN)."""
+"""Batches that BatchNorm's statistics are computed from after training (detectron2's PRECISE_BN)."""
 
 
 class Schedule(NamedTuple):

@@ -45,7 +45,7 @@ def scan_yolo(tree: Tree, labels_folder: str | None) -> Boxed:
         split = split_of(key.split("/")[0]) if "/" in key else None
         text = read_text(tree, f"{folder}/{key}.txt")
         if split is None:
-            raise DataError(f"{printable(picture)} lies in none of images/train, images/val and images/test.")
+            raise DataError(f"{printable(picture)} is in none of images/train, images/val and images/test.")
         bare += text is None
         rows = (text or "").splitlines()
         splits.setdefault(split, []).append(_yolo_image(rows, f"{folder}/{key}.txt", picture, numbers))

@@ -2,7 +2,7 @@
 
 The kinds are those of INRIA Copydays (Jégou et al. 2008), made on the spot for any image: JPEG after shrinking, crops,
 blur, and "strong": a little rotation, a crop, other colours, a bar, blur and JPEG on top of each other. A person still
-tells at a glance which image it was.
+shows at a glance which image it was.
 """
 
 import hashlib

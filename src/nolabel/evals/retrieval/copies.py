@@ -189,7 +189,7 @@ def _check_whole(images: Images, names: Sequence[str]) -> None:
     if lost:
         raise DataError(
             f"{len(lost)} images of the set cannot be read, such as {printable(lost[0])}.\n"
-            "`nolabel check DATA` says why. Without them the numbers would mean something else."
+            "`nolabel check DATA` reports the reasons. Without them the numbers would mean something else."
         )
 
 

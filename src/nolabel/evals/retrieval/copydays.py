@@ -35,7 +35,7 @@ def copy_set(data: str | Path, max_originals: int) -> CopySet:
     """The set in DATA: Copydays' layout where it has original/ and blocks of copies, else plain images.
 
     Of plain images at most `max_originals` are taken, evenly over their order. Raises DataError for copies whose
-    original cannot be told.
+    original is unknown.
     """
     images = scan(data, "")
     folders = _folders(images)
@@ -49,11 +49,11 @@ def copy_set(data: str | Path, max_originals: int) -> CopySet:
     blocks, notes = {}, [f"{others} images outside of {', '.join(BLOCKS)} are left out"] if others else []
     for name in sorted(folders, key=_block_order):
         copies = images._replace(names=tuple(folders[name]))
-        found = _originals_of(copies.names, originals.names)
-        if found is None:
-            found = _same_order(name, copies.names, originals.names)
-            notes.append(f"{name}: names do not say which original, so both were taken in sorted order")
-        blocks[name] = Block(copies, found)
+        sources = _originals_of(copies.names, originals.names)
+        if sources is None:
+            sources = _same_order(name, copies.names, originals.names)
+            notes.append(f"{name}: names do not give the original, so both were taken in sorted order")
+        blocks[name] = Block(copies, sources)
     return CopySet(originals, blocks, tuple(notes))
 
 
@@ -69,13 +69,13 @@ def _folders(images: Images) -> dict[str, list[str]]:
     """The names of the images in Copydays' folders, by folder."""
     if not images.source.has_folders:
         return {}
-    found: dict[str, list[str]] = {}
+    blocks: dict[str, list[str]] = {}
     for name in images.names:
         parts = name.split("/")[:-1]
         start = next((i for i, part in enumerate(parts[:2]) if part in BLOCKS), None)
         if start is not None:
-            found.setdefault("/".join(parts[start:]), []).append(name)
-    return found
+            blocks.setdefault("/".join(parts[start:]), []).append(name)
+    return blocks
 
 
 def _block_order(name: str) -> tuple[int, int, str]:
@@ -88,16 +88,16 @@ def _originals_of(copies: Sequence[str], originals: Sequence[str]) -> tuple[int,
     for length in (None, ID_LENGTH):
         ids = [_stem(name)[:length] for name in originals]
         place = {key: i for i, key in enumerate(ids)}
-        found = [place.get(_stem(name)[:length]) for name in copies]
-        if len(place) == len(ids) and None not in found:
-            return tuple(i for i in found if i is not None)
+        sources = [place.get(_stem(name)[:length]) for name in copies]
+        if len(place) == len(ids) and None not in sources:
+            return tuple(i for i in sources if i is not None)
     return None
 
 
 def _same_order(name: str, copies: Sequence[str], originals: Sequence[str]) -> tuple[int, ...]:
     if name == "strong" or len(copies) != len(originals):
         raise DataError(
-            f"{name}/ holds {len(copies)} copies of {len(originals)} originals, and names do not say whose: "
+            f"{name}/ holds {len(copies)} copies of {len(originals)} originals, and names do not give the pairs: "
             f"{printable(_stem(copies[0]))} of {printable(_stem(originals[0]))}?\n"
             f"Expected the same names or, as in Copydays, the same first {ID_LENGTH} characters, one original for each."
         )

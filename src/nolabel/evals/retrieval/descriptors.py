@@ -139,7 +139,7 @@ def described_images(
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Features (N, A, D) float32 of A parts or copies of the images that can be read, and their N names.
 
-    `transform(image, index)` stacks the A of them, prepared; `parts` says, in JSON's types, what each of them is.
+    `transform(image, index)` stacks the A of them, prepared; `parts` describes each of them in JSON's types.
     Features are kept in `folder`.
     """
     number = len(parts)
@@ -184,7 +184,7 @@ def prepared(
     if not found:
         raise DataError(
             f"None of the {len(images.names)} images in {printable(images.root)} can be read.\n"
-            "`nolabel check DATA` says why."
+            "`nolabel check DATA` reports the reasons."
         )
     yield _batch(waiting, images)
 

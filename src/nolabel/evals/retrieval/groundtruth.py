@@ -60,7 +60,7 @@ def ground_truth(data: str | Path) -> GroundTruth:
         raise DataError(
             f"{_shown(data)} holds no {PATTERN}.\n"
             "Expected a folder or zip of jpg/ with the images and gnd.json with imlist, qimlist and gnd.\n"
-            "docs/evals/retrieval.md says how to convert revisitop's gnd_*.pkl."
+            "docs/evals/retrieval.md shows how to convert revisitop's gnd_*.pkl."
         )
     content = images.source.read(images.root, file)
     database, queries, entries = _parse(content, file)
@@ -80,8 +80,8 @@ def ground_truth(data: str | Path) -> GroundTruth:
 
 def _parse(content: bytes, file: str) -> tuple[list[str], list[str], list[Mapping[str, Any]]]:
     try:
-        found = json.loads(content)
-        database, queries, entries = (found[key] for key in ("imlist", "qimlist", "gnd"))
+        truth = json.loads(content)
+        database, queries, entries = (truth[key] for key in ("imlist", "qimlist", "gnd"))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{file} cannot be read ({type(error).__name__}: {printable(str(error))[:200]}).\n"
@@ -97,7 +97,7 @@ def _parse(content: bytes, file: str) -> tuple[list[str], list[str], list[Mappin
 
 
 def _check_entries(entries: Sequence[Any], database: Sequence[str], queries: Sequence[str], file: str) -> None:
-    """DataError for indices that don't exist, answers of two kinds, boxes that are none, and images listed twice."""
+    """DataError for indices that don't exist, answers of two kinds, invalid boxes, and images listed twice."""
     places = {name: i for i, name in enumerate(database)}
     if len(places) < len(database):
         raise DataError(f"{file}: an image stands twice in imlist, so it would be found twice. Keep it once.")
@@ -116,7 +116,7 @@ def _check_entries(entries: Sequence[Any], database: Sequence[str], queries: Seq
         if len(set(indices)) < len(indices):
             raise DataError(f"{where}: an image is listed twice, or as two of easy, hard and junk.")
         if places.get(query, -1) not in [-1, *kinds[2]]:
-            raise DataError(f"{where}: it stands in imlist too and would find itself. List it as its own junk.")
+            raise DataError(f"{where}: it is also in imlist and would find itself. List it as its own junk.")
         _check_box(entry.get("bbx"), where)
 
 
@@ -133,22 +133,22 @@ def _check_box(box: Any, where: str) -> None:
 
 def _file_names(wanted: Sequence[str], images: Images, file: str) -> dict[str, str]:
     """The name below the root of each image in the ground truth, which may lack folder and suffix."""
-    found: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for name in images.names:
         base = name.rsplit("/", 1)[-1]
         for key in {name, base, os.path.splitext(base)[0]}:
-            found.setdefault(key, []).append(name)
-    missing = [name for name in wanted if name not in found]
+            files.setdefault(key, []).append(name)
+    missing = [name for name in wanted if name not in files]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DataError(
             f"{file} names images that {_shown(images.root)} does not hold: "
             f"{printable(', '.join(missing[:5]))}{more}.\nExpected them in jpg/, with or without suffix in the names."
         )
-    unsure = [name for name in wanted if len(found[name]) > 1]
+    unsure = [name for name in wanted if len(files[name]) > 1]
     if unsure:
-        raise DataError(f"{file}: {printable(unsure[0])} may be {printable(' or '.join(found[unsure[0]][:3]))}.")
-    return {name: found[name][0] for name in wanted}
+        raise DataError(f"{file}: {printable(unsure[0])} may be {printable(' or '.join(files[unsure[0]][:3]))}.")
+    return {name: files[name][0] for name in wanted}
 
 
 def _shown(data: str | Path) -> str:

@@ -45,9 +45,9 @@ def average_precision(ranks: Sequence[int], num_positives: int) -> float:
     it alone, and is never smaller. Positives without a rank add nothing.
     """
     area = 0.0
-    for found, rank in enumerate(ranks):
-        before = found / rank if rank else 1.0
-        area += (before + (found + 1) / (rank + 1)) / 2
+    for right, rank in enumerate(ranks):
+        before = right / rank if rank else 1.0
+        area += (before + (right + 1) / (rank + 1)) / 2
     return area / num_positives
 
 
@@ -101,14 +101,14 @@ def score(
 
     The database (N, D) is ranked once for all levels. A query without a positive at a level is left out there.
     """
-    found: dict[str, list[tuple[float, list[float]]]] = {level: [] for level in truths}
+    rows: dict[str, list[tuple[float, list[float]]]] = {level: [] for level in truths}
     for i, order in enumerate(rankings(queries, database, device=device)):
         for level, truth in truths.items():
             if truth[i].positives:
                 ranks = positive_ranks(order, truth[i])
-                found[level].append((average_precision(ranks, len(ranks)), [precision_at(ranks, k) for k in ks]))
+                rows[level].append((average_precision(ranks, len(ranks)), [precision_at(ranks, k) for k in ks]))
     scores = {}
-    for level, values in found.items():
+    for level, values in rows.items():
         mean_ap = _mean([ap for ap, _ in values])
         scores[level] = Score(mean_ap, {k: _mean([p[i] for _, p in values]) for i, k in enumerate(ks)}, len(values))
     return scores
@@ -118,8 +118,8 @@ def mean_ap_of_first(
     queries: Tensor, database: Tensor, positives: Sequence[int], k: int, device: str | torch.device = "cpu"
 ) -> float:
     """Mean AP, 0 to 1, over only the first `k` answers, where each query has one positive (copy detection)."""
-    found = zip(rankings(queries, database, k, device), positives, strict=True)
-    ranks = [(order == positive).nonzero().flatten().tolist() for order, positive in found]
+    ranked = zip(rankings(queries, database, k, device), positives, strict=True)
+    ranks = [(order == positive).nonzero().flatten().tolist() for order, positive in ranked]
     return _mean([average_precision(rank, 1) for rank in ranks])
 
 

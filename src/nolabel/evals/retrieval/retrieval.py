@@ -144,7 +144,7 @@ def _features(
     if lost:
         raise DataError(
             f"{len(lost)} images of the ground truth cannot be read, such as {printable(lost[0])}.\n"
-            "`nolabel check DATA` says why."
+            "`nolabel check DATA` reports the reasons."
         )
     return features[:, 0]
 

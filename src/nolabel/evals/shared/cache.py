@@ -48,15 +48,15 @@ def features(
     Raises DataError where no image can be read, NumericError where a feature is not finite.
     """
     paths = {} if folder is None else _paths(folder, loaded, labelled.images, pieces, config)
-    found = {piece: tensors for piece, path in paths.items() if (tensors := _load(path))}
-    if len({tuple(tensors["rows"].tolist()) for tensors in found.values()}) > 1:
-        found = {}  # some file could be read one time and not the other
-    missing = [piece for piece in pieces if piece not in found]
+    kept = {piece: tensors for piece, path in paths.items() if (tensors := _load(path))}
+    if len({tuple(tensors["rows"].tolist()) for tensors in kept.values()}) > 1:
+        kept = {}  # some file could be read one time and not the other
+    missing = [piece for piece in pieces if piece not in kept]
     if not missing:
-        rows = next(iter(found.values()))["rows"]
+        rows = next(iter(kept.values()))["rows"]
         ids = tuple(labelled.images.names[i] for i in rows.tolist())
         labels = torch.tensor(labelled.labels)[rows]
-        return PieceTable({piece: found[piece]["features"] for piece in pieces}, labels, ids)
+        return PieceTable({piece: kept[piece]["features"] for piece in pieces}, labels, ids)
     table = _extract(loaded, labelled, pieces, config)
     position = {name: i for i, name in enumerate(labelled.images.names)}
     rows = torch.tensor([position[name] for name in table.ids])
@@ -72,9 +72,9 @@ def described(
     `facts` name all that decides the numbers beside the images and the libraries.
     """
     path = None if folder is None else folder / f"{_key(images, facts)}-{kind}.safetensors"
-    if path is not None and (found := _load(path)):
-        names = tuple(images.names[i] for i in found["rows"].tolist())
-        return FeatureTable(found["features"], found["rows"], names)
+    if path is not None and (kept := _load(path)):
+        names = tuple(images.names[i] for i in kept["rows"].tolist())
+        return FeatureTable(kept["features"], kept["rows"], names)
     table = make()
     if path is not None:
         _save({path: {"features": table.features, "rows": table.labels}})

@@ -123,7 +123,7 @@ def decoded(
     if not found:
         raise DataError(
             f"None of the {len(labelled.images.names)} images in {labelled.images.root} can be read.\n"
-            "`nolabel check DATA` says why."
+            "`nolabel check DATA` reports the reasons."
         )
 
 
@@ -156,8 +156,8 @@ def embed_pieces(
     labels, ids = [], list[str]()
     with inference(backbone, device, precision):
         for batch in batches:
-            found = compute(backbone, normalize(batch.images.to(device), mean, std), pieces)
-            for piece, x in found.items():
+            computed = compute(backbone, normalize(batch.images.to(device), mean, std), pieces)
+            for piece, x in computed.items():
                 parts[piece].append(x.float().cpu())
             labels.append(batch.labels)
             ids += batch.ids

@@ -29,10 +29,10 @@ def check_place(out: Path) -> None:
     if not os.path.lexists(out):
         return
     try:
-        found = json.loads(_read(out))
+        stored = json.loads(_read(out))
     except (ValueError, RecursionError):
-        found = None
-    if not (isinstance(found, dict) and {"protocol", "version"} <= found.keys()):
+        stored = None
+    if not (isinstance(stored, dict) and {"protocol", "version"} <= stored.keys()):
         raise UsageError(f"{out} exists and is no result of nolabel, so it is not replaced: choose another --out.")
 
 

@@ -26,7 +26,7 @@ def roles_with_test(data: str | Path) -> Roles:
 
 
 def check_splits(data: str | Path) -> None:
-    """DataError where `roles_with_test` does not take DATA, or where its classes are none."""
+    """DataError where `roles_with_test` does not take DATA, or whose classes are invalid."""
     if check_classes(data).test is None:
         raise DataError("no splits: train/ with val/ or test/")
 

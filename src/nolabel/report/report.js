@@ -12,7 +12,8 @@
     if (Number.isInteger(value) || Math.abs(value) >= 1e4) {
       return Math.round(value).toLocaleString("en-US").replaceAll(",", "\u202f");
     }
-    return Number(value.toPrecision(4)).toString();
+    const short = Number(value.toPrecision(4));
+    return Math.abs(short) < 1e-3 ? short.toExponential() : short.toString();  // 0.000025 is wider than the axis
   };
 
   const draw = (plot, legend, where, chart) => {
@@ -40,7 +41,7 @@
       cursor: { sync: { key: "step" }, y: false, drag: { x: true, y: false }, points: { size: 7 } },
       scales: { x: { time: false } },
       axes: [
-        { ...axis, size: 26, gap: 6, values: (_, ticks) => ticks.map(text) },
+        { ...axis, size: 26, gap: 6, values: (_, ticks) => ticks.map((step) => Number.isInteger(step) ? text(step) : "") },
         { ...axis, size: 50, gap: 6, values: (_, ticks) => ticks.map(text) },
       ],
       series: [{}, ...names.map(line), ...levels.map(level)],

@@ -66,6 +66,8 @@ class MSNConfig(MethodConfig):
     """Width of the head's output, and of the prototypes."""
     head_batchnorm: bool = True
     """BatchNorm in the head."""
+    head_per_size: bool = True
+    """Run the head on the random anchors and on the focal ones apart, so that BatchNorm has statistics of each."""
     temperature: Annotated[float, CHANGEABLE] = 0.1
     """Temperature of the anchors' assignments."""
     sharpening: Annotated[float, CHANGEABLE] = 0.25
@@ -191,14 +193,20 @@ class MSN(Method):
         }
 
     def _anchors(self, views: Sequence[Tensor], clock: Clock) -> Tensor:
-        """One pass of the backbone over the masked random views, one over the focal ones, one of the head over all."""
+        """One pass of backbone and head over the masked random views, then one over the focal ones.
+
+        The head belongs to the encoder: its BatchNorm normalises each size by itself, and its running statistics move
+        twice. Runs from before `head_per_size` have one pass of the head over all anchors.
+        """
         random, focal = views[: self.config.num_random], views[self.config.num_random :]
         net, pooled = self.anchor.backbone, []
         if random:
             pooled.append(net(torch.cat(list(random)), self._keep(random[0], clock)).pooled)
         if focal:
             pooled.append(net(torch.cat(list(focal))).pooled)
-        return self.anchor.head(torch.cat(pooled))  # type: ignore[no-any-return]
+        if not self.config.head_per_size:
+            pooled = [torch.cat(pooled)]
+        return torch.cat([self.anchor.head(group) for group in pooled])
 
     @torch.no_grad()
     def _sharpened(self, target: Tensor) -> Tensor:

@@ -14,7 +14,12 @@ from nolabel.methods import METHODS
 from nolabel.recipes import find
 from nolabel.settings import HEADINGS
 
-OLD_DEFAULTS: dict[str, Any] = {"augment": "cpu", "view_engine": "torch"}
+OLD_DEFAULTS: dict[str, Any] = {
+    "augment": "cpu",
+    "view_engine": "torch",
+    "positions": "timm",
+    "optim": {"lars_rate": "inside"},
+}
 """Values of settings that the config.yaml of an older run does not have."""
 OLD_METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"msn": {"head_per_size": False}}
 """The same for the settings of a method, by its name."""

@@ -22,6 +22,7 @@ from nolabel.networks.backbones import Backbone
 from nolabel.networks.heads import mlp
 from nolabel.networks.masks import draw_keep, num_kept
 from nolabel.networks.network import Network
+from nolabel.networks.positions import Resampling
 from nolabel.networks.teacher import auto_momentum, move_teacher
 from nolabel.optim.schedules import Clock
 from nolabel.randomness import generator
@@ -37,6 +38,7 @@ class MSNConfig(MethodConfig):
         "uniform": "Lower {sharpening} or {temperature}, and --optim.lr.",
         "constant": "Raise {memax_weight}, or turn on {sinkhorn_rounds}.",
     }
+    positions: ClassVar[Resampling] = "msn"
 
     random_size: int = 224
     """Side in pixels of the target's view and of the random anchors."""

@@ -18,9 +18,9 @@ from nolabel.settings import HEADINGS
 
 RUN = {
     "data": "data out labels subfolder mean std",
-    "training": "backbone backbone_args epochs steps batch_size optim.lr stretch optim.name optim.start_lr "
+    "training": "backbone backbone_args epochs steps batch_size optim.lr positions stretch optim.name optim.start_lr "
     "optim.min_lr optim.warmup_epochs optim.lr_by_epoch optim.weight_decay optim.weight_decay_end optim.decay_all "
-    "optim.clip_grad optim.clip optim.sgd_momentum",
+    "optim.clip_grad optim.clip optim.sgd_momentum optim.lars_rate",
     "watching": "eval_every log_every checkpoint_every keep_checkpoints stop_on_collapse tracker",
     "speed": "device workers grad_checkpointing keep_less",
     "exactness": "seed precision micro_batch compile threads augment view_engine full_decode",

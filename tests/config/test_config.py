@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nolabel.config import TrainConfig, check, find_device, read_yaml, resolve, split_over_processes, to_yaml, update
-from nolabel.config.load import config_yaml, from_mapping, load_recipe, method_name
+from nolabel.config.load import config_yaml, from_mapping, load_recipe, method_name, with_old_defaults
 from nolabel.errors import DataError, UsageError
 from nolabel.methods import METHODS
 from nolabel.methods.dino import DINO, DINOConfig
@@ -157,6 +157,36 @@ def test_auto_is_resolved_and_what_was_chosen_is_kept() -> None:
     assert resolve(config, 1000, 2, CPU) == config
 
 
+@pytest.mark.parametrize(("method", "way"), [("dino", "dino"), ("msn", "msn"), ("simclr", "timm"), ("densecl", "timm")])
+def test_position_embeddings_are_resampled_as_the_methods_authors_do(method: str, way: str) -> None:
+    for name in (name for name, recipe in RECIPES.items() if recipe.method == method):
+        config = load_recipe(name)
+        assert resolve(config, 2000, 1, CPU).positions == way
+        chosen = resolve(dataclasses.replace(config, positions="timm"), 2000, 1, CPU)
+        assert chosen.positions == "timm", "what is given stays"
+
+
+OLD = {"method_name": "msn", "recipe": "msn-small", "method": {"momentum": 0.99}, "optim": {"lr": 0.1}}
+
+
+def test_a_run_from_before_a_setting_keeps_the_way_of_then() -> None:
+    before = from_mapping(with_old_defaults(OLD), "config.yaml")
+    assert (before.positions, before.augment, before.view_engine) == ("timm", "cpu", "torch")
+    assert not before.method.head_per_size and before.optim.lars_rate == "inside"
+    assert (before.method.momentum, before.optim.lr, before.recipe) == (0.99, 0.1, "msn-small")
+    now = from_mapping(OLD, "config.yaml")  # the settings of a new run, by --config
+    assert now.positions == "auto" and now.method.head_per_size
+    after = {"positions": "msn", "method": {"momentum": 0.99, "head_per_size": True}}
+    kept = from_mapping(with_old_defaults(OLD | after), "config.yaml")
+    assert kept.positions == "msn" and kept.method.head_per_size
+
+
+@pytest.mark.parametrize("values", [{"method": 3}, {"method": None}, {"optim": [1]}, {"method_name": ["msn"]}], ids=str)
+def test_old_defaults_hide_no_wrong_value(values: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        from_mapping(with_old_defaults(OLD | values), "config.yaml")
+
+
 @pytest.mark.parametrize(("micro", "before", "expected"), [(32, 2, 64), (16, 2, 16), (64, 1, 64), (32, None, 32)])
 def test_one_process_goes_on_with_the_share_of_all(micro: int, before: int | None, expected: int) -> None:
     config = dataclasses.replace(BASE, batch_size=64, micro_batch=micro)
@@ -259,6 +289,7 @@ def test_the_paper_recipes_hold_the_papers_numbers() -> None:
     assert (boosted.epochs, boosted.batch_size, boosted.method.learn_magnitude) == (300, 1024, True)
     assert (boosted.method.teacher_temp, boosted.method.warmup_teacher_temp_epochs) == (0.07, 30)
     assert (resnet.backbone, resnet.optim.name, resnet.optim.lr) == ("resnet50", "sgd", 0.03)
+    assert parse_args(resnet.backbone_args) == {"zero_init_last": False}
     assert (resnet.optim.weight_decay, resnet.optim.weight_decay_end) == (1e-4, 1e-4)
     assert (resnet.method.global_scale, resnet.method.local_scale) == ((0.14, 1.0), (0.05, 0.14))
     simclr = load_recipe("simclr")

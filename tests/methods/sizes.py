@@ -48,7 +48,7 @@ SIZES = {
         "mask_ratio mask_per_sample temperature sharpening sinkhorn_rounds memax_weight entropy_weight label_smoothing "
         "momentum momentum_end",
         "random_size focal_size num_random num_focal random_scale focal_scale jitter blur num_prototypes hidden_dim "
-        "output_dim head_batchnorm drop_path",
+        "output_dim head_batchnorm head_per_size drop_path",
         ("target", "anchor"),
     ),
     "simclr": Small(

@@ -1,5 +1,6 @@
 """A step whose loss or gradient is not finite says so and leaves no trace in anything that remembers."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from nolabel.training.step import training_step
 
 ADAMW = OptimConfig("adamw", lr=0.03, warmup_epochs=0)
 LARS = OptimConfig("lars", lr=3.2, warmup_epochs=0, weight_decay=1e-4, weight_decay_end=1e-4, clip_grad=0)
+LARS_INSIDE = dataclasses.replace(LARS, lars_rate="inside")
 
 
 def nan_pixel(j: Job) -> list[Tensor]:
@@ -44,7 +46,7 @@ def infinite_gradient(j: Job) -> list[Tensor]:
         ("dino", "vit", SGD),
         ("dino", "resnet", LARS),
         ("simclr", "resnet", ADAMW),
-        ("simclr", "resnet", LARS),
+        ("simclr", "resnet", LARS_INSIDE),
         ("msn", "vit", ADAMW),
         ("densecl", "resnet", SGD),
     ],

@@ -10,9 +10,12 @@ import torch
 from tiny import BACKBONES, changed, everything, job, step, views
 from torch import Tensor
 
+from nolabel.config.load import load_recipe
 from nolabel.losses import distillation
 from nolabel.losses.distillation import Outputs
 from nolabel.methods.dino import DINO, DINOConfig, outputs
+from nolabel.networks.arguments import parse_args
+from nolabel.networks.backbones import backbone
 from nolabel.networks.network import Network
 from nolabel.optim.schedules import Clock
 from nolabel.training.job import Job
@@ -276,3 +279,17 @@ def test_compiling_blocks_changes_nothing_and_none_falls_back(monkeypatch: pytes
             assert step(j, 0)["loss"] > 0
             found.append(everything(j))
     assert not changed(*found)
+
+
+@pytest.mark.parametrize(("recipe", "last"), [("dino-resnet50", 1.0), ("dino-small", 0.0)])
+def test_the_last_gain_of_each_block_starts_as_in_the_authors_resnet(recipe: str, last: float) -> None:
+    """At 1 as in torchvision; timm's own start, which dino-small keeps, is 0."""
+    config = load_recipe(recipe)
+    with torch.device("meta"):
+        names = [n for n, _ in backbone(config.backbone, parse_args(config.backbone_args)).model.named_parameters()]
+    net = backbone("resnet50", parse_args(config.backbone_args) | {"layers": (1, 1, 1, 1)})
+    gains = {f"{n}.weight": m.weight for n, m in net.model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    ends = [gain for name, gain in gains.items() if name.endswith("bn3.weight")]
+    assert len(ends) == 4 and all(torch.equal(gain, torch.full_like(gain, last)) for gain in ends)
+    assert all(torch.equal(g, torch.ones_like(g)) for n, g in gains.items() if not n.endswith("bn3.weight"))
+    assert "fc.weight" not in names

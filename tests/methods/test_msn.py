@@ -74,6 +74,30 @@ def tokens_seen(j: Job, number: int = 0) -> dict[str, list[tuple[int, int]]]:
     return seen
 
 
+def head_passes(j: Job) -> list[int]:
+    """Rows of each pass through the head of the anchors in one forward pass."""
+    seen: list[int] = []
+    hook = j.method.anchor.head.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))  # type: ignore[union-attr]
+    j.method(views(j), j.clock(0))
+    hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ({}, [8, 16]),
+        ({"num_random": 2, "num_focal": 3}, [16, 24]),
+        ({"num_focal": 0, "num_random": 2}, [16]),
+        ({"num_random": 0}, [16]),
+        ({"head_per_size": False}, [24]),
+    ],
+    ids=str,
+)
+def test_the_head_sees_random_and_focal_anchors_apart(settings: dict[str, Any], rows: list[int]) -> None:
+    assert head_passes(msn(**settings)) == rows
+
+
 @pytest.mark.parametrize(("ratio", "kept"), [(0.0, 16), (0.3, 11), (0.5, 8), (0.9, 1)])
 def test_random_anchors_alone_are_masked_and_dropped_patches_cost_nothing(ratio: float, kept: int) -> None:
     assert tokens_seen(msn(mask_ratio=ratio)) == {"anchor": [(8, 1 + kept), (16, 1 + 4)], "target": [(8, 1 + 16)]}
@@ -171,8 +195,9 @@ def test_prototypes_start_uniform_and_are_trained_without_decay_or_clipping() ->
     assert torch.stack([g.norm() for g in clipped]).norm() < 1.1e-6
 
 
-def test_the_target_follows_linearly_and_keeps_its_own_batch_statistics() -> None:
-    j = msn()
+@pytest.mark.parametrize("per_size", [True, False])
+def test_the_target_follows_linearly_and_keeps_its_own_batch_statistics(per_size: bool) -> None:
+    j = msn(head_per_size=per_size)
     momenta = []
     for number in range(3):
         before = [p.clone() for p in j.method.target.parameters()]
@@ -183,7 +208,8 @@ def test_the_target_follows_linearly_and_keeps_its_own_batch_statistics() -> Non
             torch.testing.assert_close(new, m * old + (1 - m) * now)
     assert momenta == pytest.approx([0.9 + 0.1 * n / 40 for n in range(3)])
     ours, theirs = (dict(getattr(j.method, n).head.named_buffers()) for n in ("anchor", "target"))
-    assert {int(b[k]) for b in (ours, theirs) for k in b if k.endswith("tracked")} == {3}  # one pass per step each
+    passes = [{int(b[k]) for k in b if k.endswith("tracked")} for b in (ours, theirs)]
+    assert passes == [{6 if per_size else 3}, {3}]  # in three steps: random and focal anchors; the target's one view
     assert all(not torch.allclose(ours[k], theirs[k]) for k in ours if k.endswith("running_mean"))
 
 

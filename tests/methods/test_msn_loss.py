@@ -9,11 +9,12 @@ import torch
 from test_contract import shake
 from test_msn import CONFIG, msn, random
 from tiny import step, views
-from torch import Tensor
+from torch import Tensor, nn
 
 from nolabel.losses.assignments import log_assignments, memax_gap, sinkhorn
 from nolabel.losses.distillation import entropy
 from nolabel.methods.msn import MSNConfig
+from nolabel.training.job import Job
 
 
 def slow_softmax(z: list[float], prototypes: list[list[float]], temperature: float, smoothing: float) -> list[float]:
@@ -79,21 +80,87 @@ def slow_loss(c: MSNConfig, anchors: Tensor, targets: Tensor, prototypes: Tensor
         {"label_smoothing": 0.2},
         {"label_smoothing": 0.1, "sinkhorn_rounds": 1, "temperature": 0.2, "sharpening": 0.5},
         {"num_random": 2, "num_focal": 1, "mask_per_sample": True},
+        {"head_per_size": False},
     ],
     ids=str,
 )
 def test_the_loss_is_the_slow_loop(settings: dict[str, Any]) -> None:
-    """After some steps, so that the two networks differ; the head sees all anchors in one pass."""
+    """After some steps, so that the two networks differ."""
     j = msn(**settings)
     for number in range(3):
         step(j, number)
-    batch, m, seen = views(j, 9), j.method, {}
-    for name in ("anchor", "target"):
-        getattr(m, name).head.register_forward_hook(lambda _, i, out, name=name: seen.update({name: out.detach()}))
+    batch, m, seen = views(j, 9), j.method, outputs_of_the_heads(j)
     said = m(batch, j.clock(3))
-    anchors = seen["anchor"].view(len(batch) - 1, 8, 16)
-    expected = slow_loss(j.config.method, anchors, seen["target"], m.prototypes.detach())  # type: ignore[union-attr]
+    anchors = torch.cat(seen["anchor"]).view(len(batch) - 1, 8, 16)
+    expected = slow_loss(j.config.method, anchors, seen["target"][0], m.prototypes.detach())  # type: ignore[arg-type]
     assert {name: value.item() for name, value in said.items()} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def outputs_of_the_heads(j: Job) -> dict[str, list[Tensor]]:
+    """Lists that every pass through a head of the method adds its output to, by network."""
+    seen: dict[str, list[Tensor]] = {"anchor": [], "target": []}
+    for name, outputs in seen.items():
+        head = getattr(j.method, name).head
+        head.register_forward_hook(lambda _, i, out, outputs=outputs: outputs.append(out.detach()))
+    return seen
+
+
+# Head: one group of rows is normalised by its own mean and variance.
+
+
+def slow_head(head: nn.Module, rows: list[list[float]], running: dict[str, list[list[float]]]) -> list[list[float]]:
+    """Linear, BatchNorm of these rows, GELU, and so on, number by number; `running` moves by a tenth, as in torch."""
+    for name, layer in head.named_children():
+        if isinstance(layer, nn.Linear):
+            weight, bias = layer.weight.tolist(), layer.bias.tolist()
+            rows = [
+                [b + sum(x * y for x, y in zip(row, w, strict=True)) for w, b in zip(weight, bias, strict=True)]
+                for row in rows
+            ]
+        elif isinstance(layer, nn.BatchNorm1d):
+            columns, n = list(zip(*rows, strict=True)), len(rows)
+            means = [sum(c) / n for c in columns]
+            spreads = [sum((x - m) ** 2 for x in c) / n for c, m in zip(columns, means, strict=True)]
+            remembered = means, [v * n / (n - 1) for v in spreads]
+            running[name] = [
+                [0.9 * old + 0.1 * new for old, new in zip(*pair, strict=True)]
+                for pair in zip(running[name], remembered, strict=True)
+            ]
+            scales = [w / math.sqrt(v + layer.eps) for w, v in zip(layer.weight.tolist(), spreads, strict=True)]
+            shifts = layer.bias.tolist()
+            rows = [[(x - m) * s + b for x, m, s, b in zip(row, means, scales, shifts, strict=True)] for row in rows]
+        else:
+            rows = [[x / 2 * (1 + math.erf(x / math.sqrt(2))) for x in row] for row in rows]
+    return rows
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_random": 2, "num_focal": 1}], ids=str)
+def test_each_size_of_anchors_has_its_own_statistics_in_the_head(settings: dict[str, Any]) -> None:
+    """Loss and running statistics from the features of the backbone, with a slow head on each of two groups."""
+    j = msn(**settings)
+    for number in range(3):
+        step(j, number)
+    m, batch, number_of_random = j.method, views(j, 9), j.config.method.num_random
+    running = {n: [b.running_mean.tolist(), b.running_var.tolist()] for n, b in batchnorms(m.anchor.head)}
+    with torch.no_grad():
+        random, focal = torch.cat(batch[1 : 1 + number_of_random]), torch.cat(batch[1 + number_of_random :])
+        pooled = m.anchor.backbone(random, m._keep(batch[1], j.clock(3))).pooled, m.anchor.backbone(focal).pooled
+        target = m.target.backbone(batch[0]).pooled
+    own = {n: [b.running_mean.tolist(), b.running_var.tolist()] for n, b in batchnorms(m.target.head)}
+    anchors = [row for group in pooled for row in slow_head(m.anchor.head, group.tolist(), running)]
+    targets = torch.tensor(slow_head(m.target.head, target.tolist(), own))
+    expected = slow_loss(
+        j.config.method, torch.tensor(anchors).view(len(batch) - 1, 8, -1), targets, m.prototypes.detach()
+    )
+    said = m(batch, j.clock(3))
+    assert {name: value.item() for name, value in said.items()} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    for name, norm in batchnorms(m.anchor.head):
+        assert norm.running_mean.tolist() == pytest.approx(running[name][0], rel=1e-4, abs=1e-6)
+        assert norm.running_var.tolist() == pytest.approx(running[name][1], rel=1e-4, abs=1e-6)
+
+
+def batchnorms(head: nn.Module) -> list[tuple[str, nn.BatchNorm1d]]:
+    return [(name, layer) for name, layer in head.named_children() if isinstance(layer, nn.BatchNorm1d)]
 
 
 def test_each_anchor_is_compared_with_the_target_of_its_own_image() -> None:
@@ -189,13 +256,11 @@ def test_lightly_agrees(rounds: int, weight: float) -> None:
 def test_gradients_come_from_the_side_of_the_anchors_alone() -> None:
     """The targets are constants: the gradient of the prototypes is that of the cross-entropy against fixed targets."""
     j = msn()
-    m, batch, seen = j.method, views(j), {}
-    for name in ("anchor", "target"):
-        getattr(m, name).head.register_forward_hook(lambda _, i, out, name=name: seen.update({name: out.detach()}))
+    m, batch, seen = j.method, views(j), outputs_of_the_heads(j)
     m(batch, j.clock(0))["loss"].backward()
-    fixed = sinkhorn(m._sharpened(seen["target"]))  # type: ignore[operator]
+    fixed = sinkhorn(m._sharpened(seen["target"][0]))  # type: ignore[operator]
     q = m.prototypes.detach().clone().requires_grad_()  # type: ignore[operator]
-    log_p = log_assignments(seen["anchor"], q, 0.1)
+    log_p = log_assignments(torch.cat(seen["anchor"]), q, 0.1)
     (-(fixed.repeat(3, 1) * log_p).sum(-1).mean() + memax_gap(log_p.exp())).backward()
     torch.testing.assert_close(m.prototypes.grad, q.grad, rtol=1e-4, atol=1e-7)
     assert not fixed.requires_grad

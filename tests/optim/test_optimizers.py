@@ -1,11 +1,13 @@
 """Parameter groups, per-tensor clipping, LARS against a slow loop, steps that must be skipped."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from nolabel.config.load import load_recipe
 from nolabel.networks.backbones import backbone
 from nolabel.networks.heads import DINOHead
 from nolabel.optim.optimizers import LARS, OptimConfig, all_finite, clip_grad, optimizer, set_schedules
@@ -113,9 +115,12 @@ def test_the_optimizers_and_their_constants(name: str, kind: type) -> None:
 
 
 def slow_lars(
-    p: list[list[float]], grads: list[list[list[float]]], lrs: list[float], decay: float, adapt: bool
+    p: list[list[float]], grads: list[list[list[float]]], lrs: list[float], decay: float, adapt: bool, inside: bool
 ) -> list[list[float]]:
-    """One matrix over several steps: buffer = 0.9 buffer + lr * trust * (g + decay * p), p = p - buffer."""
+    """One matrix over several steps: buffer = 0.9 buffer + trust * (g + decay * p), p = p - lr * buffer.
+
+    With `inside` the rate is in the first equation: buffer = 0.9 buffer + lr * trust * (g + decay * p), p = p - buffer.
+    """
     buffer = [[0.0] * len(row) for row in p]
     for g, lr in zip(grads, lrs, strict=True):
         trust = 1.0
@@ -125,20 +130,27 @@ def slow_lars(
             length = math.sqrt(sum(x * x for row in push for x in row))
             trust = 0.001 * size / length if size and length else 1.0
         buffer = [
-            [0.9 * b + lr * trust * x for b, x in zip(r, q, strict=True)] for r, q in zip(buffer, push, strict=True)
+            [0.9 * b + (lr if inside else 1) * trust * x for b, x in zip(r, q, strict=True)]
+            for r, q in zip(buffer, push, strict=True)
         ]
-        p = [[x - b for x, b in zip(r, q, strict=True)] for r, q in zip(p, buffer, strict=True)]
+        p = [[x - (1 if inside else lr) * b for x, b in zip(r, q, strict=True)] for r, q in zip(p, buffer, strict=True)]
     return p
 
 
+@pytest.mark.parametrize(("recipe", "place"), [("dino", "outside"), ("simclr", "inside"), ("simclr-small", "inside")])
+def test_each_method_has_lars_as_its_authors(recipe: str, place: str) -> None:
+    assert load_recipe(recipe).optim.lars_rate == place
+
+
 @pytest.mark.parametrize("zero_start", [False, True])
-def test_lars_is_the_slow_loop(zero_start: bool) -> None:
+@pytest.mark.parametrize("place", ["outside", "inside"])
+def test_lars_is_the_slow_loop(place: Literal["outside", "inside"], zero_start: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     layer = nn.Linear(4, 3)
     with torch.no_grad():
         if zero_start:
             layer.weight.zero_()  # no length, no trust ratio
-    opt = optimizer(layer, OptimConfig(name="lars"))
+    opt = optimizer(layer, OptimConfig(name="lars", lars_rate=place))
     start = layer.weight.tolist(), [layer.bias.tolist()]
     grads = [(torch.randn(3, 4, generator=generator), torch.randn(3, generator=generator)) for _ in range(4)]
     lrs = [0.0, 0.5, 1.0, 0.25]
@@ -147,8 +159,8 @@ def test_lars_is_the_slow_loop(zero_start: bool) -> None:
             group["lr"], group["weight_decay"] = lr, 0.1 if group["decay"] else 0.0
         layer.weight.grad, layer.bias.grad = g_weight.clone(), g_bias.clone()
         opt.step()
-    weight = slow_lars(start[0], [w.tolist() for w, _ in grads], lrs, 0.1, adapt=True)
-    bias = slow_lars(start[1], [[b.tolist()] for _, b in grads], lrs, 0.0, adapt=False)
+    weight = slow_lars(start[0], [w.tolist() for w, _ in grads], lrs, 0.1, True, place == "inside")
+    bias = slow_lars(start[1], [[b.tolist()] for _, b in grads], lrs, 0.0, False, place == "inside")
     torch.testing.assert_close(layer.weight.detach(), torch.tensor(weight))
     torch.testing.assert_close(layer.bias.detach(), torch.tensor(bias)[0])
 

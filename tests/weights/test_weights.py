@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nolabel.errors import DataError, UsageError
+from nolabel.evals.protocol import untrained
 from nolabel.networks.backbones import Backbone, backbone
+from nolabel.networks.positions import Resampling
 from nolabel.weights.load import load_weights
-from nolabel.weights.timm import save_weights
+from nolabel.weights.timm import FORMAT, save_weights
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 VIT = "vit_tiny_patch16_224", {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -58,6 +60,35 @@ def test_nolabel_opens_the_folder(kind: tuple[str, dict[str, object]], tmp_path:
         assert not loaded.backbone.training and not any(p.requires_grad for p in loaded.backbone.parameters())
         x = torch.randn(2, 3, 32, 32)
         assert torch.equal(loaded.backbone(x).pooled, net(x).pooled)
+
+
+@pytest.mark.parametrize("way", ["dino", "msn"])
+def test_a_folder_carries_how_positions_are_resampled(way: Resampling, tmp_path: Path) -> None:
+    """Opened by nolabel, the features are those of the run at any size; by timm, at the stored one."""
+    torch.manual_seed(0)
+    net = backbone(*VIT, image_size=32, positions=way).eval()
+    save_weights(net, tmp_path / "weights", 32, MEAN, STD, "bilinear")
+    loaded = load_weights(tmp_path / "weights")
+    theirs = timm.create_model(f"local-dir:{tmp_path}/weights", pretrained=True).eval()
+    assert (loaded.backbone.positions, loaded.interpolation) == (way, "bilinear")
+    assert timm.data.resolve_model_data_config(theirs)["interpolation"] == "bilinear"
+    for size in (32, 16, 64):
+        x = torch.randn(1, 3, size, size)
+        assert torch.equal(loaded.backbone(x).pooled, net(x).pooled)
+        assert torch.allclose(theirs(x), net(x).pooled, atol=1e-5) is (size == 32)
+    assert untrained(loaded, 0).backbone.positions == way
+    FORMAT.save(loaded, tmp_path / "export")
+    config, exported = (json.loads((tmp_path / f / "config.json").read_text()) for f in ("weights", "export"))
+    assert exported == config
+    for broken in ({"positions": "timn"}, {"positions": 3}, {"positions": ["dino"]}, [], "dino", None):
+        (tmp_path / "weights" / "config.json").write_text(json.dumps(config | {"nolabel": broken}))
+        with pytest.raises(DataError, match=r"config\.json is damaged"):
+            load_weights(tmp_path / "weights")
+
+
+def test_a_bare_folder_is_timms(folder: Path) -> None:
+    assert "nolabel" not in json.loads((folder / "config.json").read_text())
+    assert load_weights(folder).backbone.positions == "timm"
 
 
 def test_equal_weights_give_equal_bytes_and_every_colleague_can_read_them(folder: Path, tmp_path: Path) -> None:

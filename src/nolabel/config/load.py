@@ -14,8 +14,15 @@ from nolabel.methods import METHODS
 from nolabel.recipes import find
 from nolabel.settings import HEADINGS
 
-OLD_DEFAULTS = {"augment": "cpu", "view_engine": "torch"}
+OLD_DEFAULTS: dict[str, Any] = {
+    "augment": "cpu",
+    "view_engine": "torch",
+    "positions": "timm",
+    "optim": {"lars_rate": "inside"},
+}
 """Values of settings that the config.yaml of an older run does not have."""
+OLD_METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"msn": {"head_per_size": False}}
+"""The same for the settings of a method, by its name."""
 
 
 def load_recipe(name: str) -> TrainConfig[Any]:
@@ -35,9 +42,25 @@ def load_run(folder: Path) -> TrainConfig[Any]:
     """The settings of the run in `folder`, also after it was moved, and of runs older than some settings."""
     file = folder / "config.yaml"
     config: TrainConfig[Any] = local_paths(
-        from_mapping(OLD_DEFAULTS | read_yaml(file) | {"out": str(folder)}, str(file))
+        from_mapping(with_old_defaults(read_yaml(file)) | {"out": str(folder)}, str(file))
     )
     return config
+
+
+def with_old_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, complete: those that an older version did not write have the values of then."""
+    name = values.get("method_name")
+    old = OLD_DEFAULTS | {"method": OLD_METHOD_DEFAULTS.get(name, {}) if isinstance(name, str) else {}}
+    return _filled(values, old)
+
+
+def _filled(values: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """`values` after what they lack of `old`, in nested mappings, too."""
+    filled = dict(old)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(old.get(key), dict)
+        filled[key] = _filled(value, old[key]) if both else value
+    return filled
 
 
 def from_mapping(values: dict[str, Any], where: str) -> TrainConfig[Any]:

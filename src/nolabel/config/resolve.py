@@ -50,6 +50,7 @@ def resolve(config: TrainConfig[Any], num_images: int, world_size: int, device: 
         "device": device.type if device.type == "cuda" else str(device),
         "precision": _precision(device),
         "micro_batch": share,
+        "positions": config.method.positions,
         "workers": workers,
         # On a CPU the same cores would make the views, and slower; other devices are untested. view_placement measures.
         "augment": "auto" if device.type == "cuda" else "cpu",

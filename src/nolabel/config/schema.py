@@ -9,7 +9,7 @@ from typing import Annotated, Generic, Literal, TypeVar
 import tyro
 
 from nolabel.optim.optimizers import OptimConfig
-from nolabel.settings import Mark
+from nolabel.settings import CHANGEABLE, Mark
 from nolabel.views import IMAGENET_MEAN, IMAGENET_STD
 
 M = TypeVar("M")
@@ -44,6 +44,8 @@ class TrainConfig(Generic[M]):
     """timm name of the network."""
     backbone_args: Annotated[tuple[str, ...], Mark("training", "refused", everyday=True)] = ()
     """Arguments of the network as key=value, such as patch_size=4."""
+    positions: Annotated[Literal["auto", "timm", "dino", "msn"], CHANGEABLE] = "auto"
+    """Resampling of a ViT's position embeddings for other sizes than the largest view. auto: that of the method."""
     epochs: Annotated[int, Mark("training", "safe", everyday=True)] = 100
     """Passes over the images."""
     steps: Annotated[int | None, Mark("training", "safe", everyday=True)] = None

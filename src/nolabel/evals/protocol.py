@@ -189,6 +189,7 @@ def cache_folder(loaded: Loaded, config: EvalConfig) -> Path | None:
 
 def describe_weights(loaded: Loaded, config: EvalConfig) -> dict[str, Any]:
     """Facts about weights and preprocessing that decide the numbers, without a path: the start of `settings`."""
+    positions = loaded.backbone.positions
     return {
         "weights": Path(loaded.name).name,
         "weights_fingerprint": loaded.fingerprint,
@@ -199,6 +200,7 @@ def describe_weights(loaded: Loaded, config: EvalConfig) -> dict[str, Any]:
         "mean": loaded.mean,
         "std": loaded.std,
         "precision": config.precision,
+        **({} if positions == "timm" else {"positions": positions}),
     }
 
 
@@ -206,7 +208,7 @@ def untrained(loaded: Loaded, seed: int) -> Loaded:
     """The same network with random weights, and the same preprocessing: the floor of a protocol."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        net = backbone(loaded.backbone.name, loaded.backbone.args)
+        net = backbone(loaded.backbone.name, loaded.backbone.args, positions=loaded.backbone.positions)
     net.eval().requires_grad_(False)
     return loaded._replace(backbone=net, name=f"random:{loaded.backbone.name}", fingerprint=f"random-{seed}")
 

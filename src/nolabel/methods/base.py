@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 from torch import Tensor, nn
 
 from nolabel.networks.backbones import Backbone
+from nolabel.networks.positions import Resampling
 from nolabel.optim.schedules import Clock
 from nolabel.views import View
 
@@ -22,6 +23,8 @@ class MethodConfig:
     advice: ClassVar[Mapping[str, str]] = {}
     """Advice of the health monitor in place of its general one, by a key of `health.facts.GENERAL_ADVICE`. {name} is
     replaced by the option of that setting and its value now."""
+    positions: ClassVar[Resampling] = "timm"
+    """Way in which the authors resample the position embeddings of a ViT for views of another size."""
 
     def resolve(self, num_images: int, batch_size: int, total_steps: int) -> Self:
         """The same settings with every `auto` replaced. Called once, before the first step of a new run."""

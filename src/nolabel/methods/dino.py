@@ -19,6 +19,7 @@ from nolabel.methods.base import MakeBackbone, Method, MethodConfig
 from nolabel.networks.backbones import Backbone
 from nolabel.networks.heads import DINOHead
 from nolabel.networks.network import Network
+from nolabel.networks.positions import Resampling
 from nolabel.networks.teacher import auto_momentum, move_teacher
 from nolabel.optim.schedules import Clock, cosine, fit_warmup, linear_by_epoch
 from nolabel.settings import CHANGEABLE
@@ -34,6 +35,7 @@ class DINOConfig(MethodConfig):
         "{freeze_last_layer}.",
         "constant": "Check {center_momentum} and {momentum}; raise {teacher_temp}.",
     }
+    positions: ClassVar[Resampling] = "dino"
 
     global_size: int = 224
     """Side of the two global crops in pixels."""

@@ -22,6 +22,7 @@ from nolabel.networks.backbones import Backbone
 from nolabel.networks.heads import mlp
 from nolabel.networks.masks import draw_keep, num_kept
 from nolabel.networks.network import Network
+from nolabel.networks.positions import Resampling
 from nolabel.networks.teacher import auto_momentum, move_teacher
 from nolabel.optim.schedules import Clock
 from nolabel.randomness import generator
@@ -37,6 +38,7 @@ class MSNConfig(MethodConfig):
         "uniform": "Lower {sharpening} or {temperature}, and --optim.lr.",
         "constant": "Raise {memax_weight}, or turn on {sinkhorn_rounds}.",
     }
+    positions: ClassVar[Resampling] = "msn"
 
     random_size: int = 224
     """Side in pixels of the target's view and of the random anchors."""
@@ -66,6 +68,8 @@ class MSNConfig(MethodConfig):
     """Width of the head's output, and of the prototypes."""
     head_batchnorm: bool = True
     """BatchNorm in the head."""
+    head_per_size: bool = True
+    """Run the head on the random anchors and on the focal ones apart, so that BatchNorm has statistics of each."""
     temperature: Annotated[float, CHANGEABLE] = 0.1
     """Temperature of the anchors' assignments."""
     sharpening: Annotated[float, CHANGEABLE] = 0.25
@@ -191,14 +195,20 @@ class MSN(Method):
         }
 
     def _anchors(self, views: Sequence[Tensor], clock: Clock) -> Tensor:
-        """One pass of the backbone over the masked random views, one over the focal ones, one of the head over all."""
+        """One pass of backbone and head over the masked random views, then one over the focal ones.
+
+        The head belongs to the encoder: its BatchNorm normalises each size by itself, and its running statistics move
+        twice. Runs from before `head_per_size` have one pass of the head over all anchors.
+        """
         random, focal = views[: self.config.num_random], views[self.config.num_random :]
         net, pooled = self.anchor.backbone, []
         if random:
             pooled.append(net(torch.cat(list(random)), self._keep(random[0], clock)).pooled)
         if focal:
             pooled.append(net(torch.cat(list(focal))).pooled)
-        return self.anchor.head(torch.cat(pooled))  # type: ignore[no-any-return]
+        if not self.config.head_per_size:
+            pooled = [torch.cat(pooled)]
+        return torch.cat([self.anchor.head(group) for group in pooled])
 
     @torch.no_grad()
     def _sharpened(self, target: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nolabel.errors import UsageError, nearest
 from nolabel.networks import lean_blocks
 from nolabel.networks.arguments import check_args, check_size
+from nolabel.networks.positions import Resampling, use_resampling
 
 
 class Features(NamedTuple):
@@ -51,10 +52,11 @@ class KeepPatches(nn.Module):
 class Backbone(nn.Module):
     """A timm network without its classifier. `model` is the timm module: its state dict is what we ship."""
 
-    def __init__(self, model: Any, name: str, args: Mapping[str, Any]) -> None:
+    def __init__(self, model: Any, name: str, args: Mapping[str, Any], positions: Resampling = "timm") -> None:
         super().__init__()
         self.model = model
         self.name, self.args = name, dict(args)
+        self.positions: Resampling = positions if use_resampling(model, positions) else "timm"
         self.num_features = int(model.num_features)
         embed = getattr(model, "patch_embed", None)
         size = getattr(embed, "patch_size", None)
@@ -213,12 +215,14 @@ def backbone(
     drop_path: float = 0.0,
     grad_checkpointing: bool = False,
     most_bytes: int | None = None,
+    positions: Resampling = "timm",
 ) -> Backbone:
     """A randomly initialised backbone.
 
     `name` is a timm name, `args` shape the network, `image_size` (pixels) fixes the stored position grid of a ViT,
-    `drop_path` is the rate of stochastic depth. Raises UsageError for names and arguments timm doesn't know, those that
-    `arguments.py` does not let through, and a network of more than `most_bytes` or than the memory.
+    `drop_path` is the rate of stochastic depth, `positions` the way to resample position embeddings. Raises UsageError
+    for names and arguments timm doesn't know, those that `arguments.py` does not let through, and a network of more
+    than `most_bytes` or than the memory.
     """
     if not timm.is_model(name):
         raise UsageError(
@@ -238,7 +242,7 @@ def backbone(
         check_size(name, build, most_bytes)
     try:
         model = build()
-        net = Backbone(model, name, {k: v for k, v in options.items() if k != "drop_path_rate"})
+        net = Backbone(model, name, {k: v for k, v in options.items() if k != "drop_path_rate"}, positions)
     except Exception as error:  # timm raises nearly anything for values that make no network
         first = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
         raise UsageError(

@@ -40,19 +40,25 @@ class OptimConfig:
     """Clip each parameter tensor by its own norm (DINO), or all by their joint norm (MSN)."""
     sgd_momentum: Annotated[float, CHANGEABLE] = 0.9
     """Momentum of SGD and LARS."""
+    lars_rate: Annotated[Literal["outside", "inside"], FIXED] = "outside"
+    """Place of LARS's learning rate. outside: it scales the momentum (DINO); inside: what enters it (SimCLR)."""
 
 
 class LARS(torch.optim.Optimizer):
     """SGD with momentum and a layer-wise trust ratio (You et al. 2017): eta * |p| / |g + wd * p| per tensor.
 
-    Biases and other 1-D parameters have neither decay nor trust ratio. `found_inf` (0-d, set by the loop) skips the
-    step on the device.
+    Biases and other 1-D parameters have neither decay nor trust ratio. The learning rate scales the momentum buffer, as
+    in DINO's code, or with `rate_inside` what enters it, as in SimCLR's (Chen et al. 2020): they differ while the rate
+    moves. `found_inf` (0-d, set by the loop) skips the step on the device.
     """
 
     found_inf: Tensor | None = None
 
-    def __init__(self, groups: list[dict[str, object]], momentum: float = 0.9, eta: float = 0.001) -> None:
+    def __init__(
+        self, groups: list[dict[str, object]], momentum: float = 0.9, eta: float = 0.001, rate_inside: bool = False
+    ) -> None:
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum, "eta": eta})
+        self.rate_inside = rate_inside
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -71,11 +77,11 @@ class LARS(torch.optim.Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
         buffer = state["momentum_buffer"]
-        # The learning rate goes into the buffer, as in SimCLR's code (Chen et al. 2020).
-        moved = buffer * group["momentum"] + group["lr"] * grad
+        entering, leaving = (group["lr"], 1.0) if self.rate_inside else (1.0, group["lr"])
+        moved = buffer * group["momentum"] + entering * grad
         ok = torch.tensor(True, device=p.device) if self.found_inf is None else self.found_inf == 0
         buffer.copy_(torch.where(ok, moved, buffer))
-        p.copy_(torch.where(ok, p - buffer, p))
+        p.copy_(torch.where(ok, p - leaving * buffer, p))
 
 
 def optimizer(module: nn.Module, config: OptimConfig, free: Collection[str] = ()) -> torch.optim.Optimizer:
@@ -98,7 +104,7 @@ def optimizer(module: nn.Module, config: OptimConfig, free: Collection[str] = ()
         for _, p in named:  # made by torch on the first step, and left uninitialised where `found_inf` skips that step
             sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return sgd
-    return LARS(groups, momentum=config.sgd_momentum)
+    return LARS(groups, momentum=config.sgd_momentum, rate_inside=config.lars_rate == "inside")
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ RECIPES: dict[str, Recipe] = {
         "DINO, ResNet-50, SGD, 100 epochs",
         {
             "backbone": "resnet50",
+            "backbone_args": ["zero_init_last=false"],  # every BatchNorm starts at 1, as in torchvision
             "batch_size": 512,
             "method": {"global_scale": [0.14, 1.0], "local_scale": [0.05, 0.14]},
             "optim": {"name": "sgd", "lr": 0.03, "weight_decay": 1e-4, "weight_decay_end": 1e-4},

@@ -13,6 +13,7 @@ RECIPES: dict[str, Recipe] = {
             "std": [1.0, 1.0, 1.0],
             "optim": {
                 "name": "lars",
+                "lars_rate": "inside",
                 "lr": 0.3,
                 "min_lr": 0.0,
                 "weight_decay": 1e-4,
@@ -32,6 +33,7 @@ RECIPES: dict[str, Recipe] = {
             "std": [1.0, 1.0, 1.0],
             "method": {"size": 128, "scale": [0.2, 1.0], "jitter": [0.4, 0.4, 0.4, 0.1], "temperature": 0.2},
             "optim": {
+                "lars_rate": "inside",
                 "lr": 1e-3,
                 "min_lr": 0.0,
                 "warmup_epochs": 5,

@@ -96,7 +96,9 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
     args = parse_args(config.backbone_args)
 
     def make_backbone(drop_path: float) -> Backbone:
-        return backbone(config.backbone, args, config.method.image_size, drop_path, config.grad_checkpointing)
+        size, recompute, positions = config.method.image_size, config.grad_checkpointing, config.positions
+        assert positions != "auto", "resolve comes first"
+        return backbone(config.backbone, args, size, drop_path, recompute, positions=positions)
 
     torch.set_num_threads(resolved(config.threads))
     if device.type == "cpu":

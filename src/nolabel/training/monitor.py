@@ -65,7 +65,8 @@ def open_monitor(job: Job) -> Monitor:
     """Choose and decode the images; a resumed run remembers what it wrote."""
     config, size = job.config, job.config.method.image_size
     most = min(5000, MAX_BYTES // (3 * size * size))
-    labelled = knn.monitor_images(job.labelled, size, most, resolved(config.workers)) if job.labelled else None
+    workers, interpolation = resolved(config.workers), job.method.views()[0].interpolation
+    labelled = knn.monitor_images(job.labelled, size, most, workers, interpolation) if job.labelled else None
     sample = _sample(job.stream.images, size, config.seed, _sample_size(job))
     pictures = _sample(job.stream.images, _picture_side(job), config.seed, NUM_PICTURES)
     written = folder.Run(job.out)

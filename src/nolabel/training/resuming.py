@@ -6,7 +6,7 @@ from typing import Any
 
 from nolabel import distributed
 from nolabel.config import TrainConfig, check_changes, local_paths
-from nolabel.config.load import OLD_DEFAULTS, from_mapping
+from nolabel.config.load import from_mapping, with_old_defaults
 from nolabel.errors import DataError, StorageError
 from nolabel.progress import report_line
 from nolabel.runs.checkpoint import has_traces, newest_state
@@ -35,7 +35,7 @@ def agreed_changes(
     stored = state.get("settings")
     if isinstance(stored, dict):
         where = f"{run.path}/checkpoints"
-        before = local_paths(from_mapping(OLD_DEFAULTS | stored | {"out": after.out}, where))
+        before = local_paths(from_mapping(with_old_defaults(stored) | {"out": after.out}, where))
     return check_changes(before, after, allowed, _agreed(run.events()))
 
 

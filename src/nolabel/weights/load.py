@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from nolabel.errors import DataError, UsageError
 from nolabel.networks.arguments import as_tuples
 from nolabel.networks.backbones import Backbone, backbone
+from nolabel.networks.positions import WAYS, Resampling
 
 
 class Loaded(NamedTuple):
@@ -51,6 +52,8 @@ MAX_SIDE = 16_384
 """Largest side in pixels that weights may ask for."""
 
 
+OWN = "nolabel"
+"""Key of a config.json for facts that timm does not know."""
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "nearest-exact")
 
 
@@ -87,7 +90,8 @@ def _from_folder(folder: Path, name: str) -> Loaded:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         args = {k: as_tuples(v) for k, v in config.get("model_args", {}).items() if k != "num_classes"}
         tensors = _read(folder / "model.safetensors")
-        net = backbone(config["architecture"], args, most_bytes=_most_bytes(tensors))
+        positions = _read_positions(config.get(OWN, {}))
+        net = backbone(config["architecture"], args, most_bytes=_most_bytes(tensors), positions=positions)
         cfg = read_preprocessing(config.get("pretrained_cfg", config))  # older files have it beside the architecture
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise DataError(
@@ -168,6 +172,14 @@ def read_preprocessing(cfg: Any) -> Preprocessing:
     if expected:
         raise ValueError(f"pretrained_cfg.{key} is {repr(cfg_values[key])[:100]}: expected {expected}")
     return Preprocessing(size[-1], tuple(map(float, mean)), tuple(map(float, std)), interpolation)  # type: ignore[arg-type]
+
+
+def _read_positions(own: Any) -> Resampling:
+    """The way to resample position embeddings in nolabel's part of a config.json. ValueError for one that is none."""
+    way = own.get("positions", "timm")
+    if way not in WAYS:
+        raise ValueError(f"{OWN}.positions is {repr(way)[:100]}: expected one of {', '.join(WAYS)}")
+    return way  # type: ignore[no-any-return]
 
 
 def _is_numbers(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """Weights in timm's folder layout: `timm.create_model("local-dir:FOLDER", pretrained=True)` opens it."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -9,22 +10,35 @@ import timm
 from timm.models import save_for_hf
 from torch import Tensor
 
+from nolabel import files
 from nolabel.files import temporary_name
 from nolabel.networks.backbones import Backbone
 from nolabel.weights.format import Format
-from nolabel.weights.load import Loaded
+from nolabel.weights.load import OWN, Loaded
 
 
-def save_weights(net: Backbone, folder: Path, image_size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def save_weights(
+    net: Backbone,
+    folder: Path,
+    image_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    interpolation: str = "bicubic",
+) -> None:
     """Write `folder`/model.safetensors and config.json in timm's layout; the files are replaced one by one.
 
-    They hold no time and no path, so equal weights give equal bytes.
+    They hold no time and no path, so equal weights give equal bytes. A way to resample position embeddings that is not
+    timm's is in config.json under `nolabel`, which timm passes over.
     """
     temporary = temporary_name(folder)
     data = {"input_size": (3, image_size, image_size), "mean": mean, "std": std, "crop_pct": 0.875}
+    data["interpolation"] = interpolation
     temporary.mkdir(parents=True)
     try:
         save_for_hf(net.model, str(temporary), model_args=net.args, data_config=data, safe_serialization=True)
+        if net.positions != "timm":
+            config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+            files.write_json(temporary / "config.json", config | {OWN: {"positions": net.positions}})
         folder.mkdir(parents=True, exist_ok=True)
         umask = os.umask(0)
         os.umask(umask)
@@ -36,7 +50,9 @@ def save_weights(net: Backbone, folder: Path, image_size: int, mean: tuple[float
 
 
 def _save(loaded: Loaded, folder: Path) -> None:
-    save_weights(loaded.backbone, folder, loaded.image_size, loaded.mean, loaded.std)
+    save_weights(
+        loaded.backbone, folder, loaded.image_size, loaded.mean, loaded.std, interpolation=loaded.interpolation
+    )
 
 
 def _open(folder: Path) -> Callable[[Tensor], Tensor]:

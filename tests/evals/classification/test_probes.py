@@ -52,7 +52,7 @@ def by_hand(head: Head, lr: float, by_epoch: bool = False, warmup: int = 0) -> n
     if head == "plain":
         optimizer = torch.optim.SGD(groups, momentum=0.9)
     else:
-        optimizer = LARS(groups) if head == "batchnorm" else Nesterov(groups, {})
+        optimizer = LARS(groups, rate_inside=True) if head == "batchnorm" else Nesterov(groups, {})
     for step in range(20):
         rows = order(60, 0, step // 5)[step % 5 * 12 : step % 5 * 12 + 12]
         done = (step - step % 5) / 20 if by_epoch else max(step - warmup, 0) / (20 - warmup)

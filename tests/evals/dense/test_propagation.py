@@ -77,3 +77,5 @@ def test_to_pixels_stretches_each_channel() -> None:
     assert to_pixels(soft, (1, 3)).tolist() == [[0, 1, 0]]
     constant = torch.tensor([[[0.5, 0.5]], [[0.0, 0.0]]])
     assert to_pixels(constant, (1, 2)).tolist() == [[0, 0]]
+    beside = torch.tensor([[[0.5, 0.5, 0.5]], [[0.0, 0.1, 0.03]]])  # a constant channel becomes 0, and loses to 0.3
+    assert to_pixels(beside, (1, 3)).tolist() == [[0, 1, 1]]

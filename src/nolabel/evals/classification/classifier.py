@@ -132,7 +132,7 @@ def accuracy(net: Backbone, loaded: Loaded, labelled: LabelledImages, config: Ev
 def with_classifier(loaded: Loaded, num_classes: int, recipe: Recipe) -> Backbone:
     """A trainable copy of the network with drop path and a new linear classifier, its weights small, its bias 0."""
     more = {"drop_path_rate": recipe.drop_path} if recipe.drop_path else {}
-    net = backbone(loaded.backbone.name, {**loaded.backbone.args, **more})
+    net = backbone(loaded.backbone.name, {**loaded.backbone.args, **more}, positions=loaded.backbone.positions)
     net.model.load_state_dict(loaded.backbone.model.state_dict())
     net.model.reset_classifier(num_classes)
     head = net.model.get_classifier()

@@ -75,17 +75,22 @@ def columns(metrics: Mapping[str, Any]) -> dict[str, float | str]:
 
 
 def monitor_images(
-    splits: Mapping[str, LabelledImages], image_size: int, max_images: int | None = 5000, workers: int = 0
+    splits: Mapping[str, LabelledImages],
+    image_size: int,
+    max_images: int | None = 5000,
+    workers: int = 0,
+    interpolation: str = "bicubic",
 ) -> MonitorImages:
     """Decode the images of `monitor`: at most `max_images` per split, of 3 * `image_size`^2 bytes each.
 
-    Of val and test it is val that is watched. Raises DataError as `roles` does.
+    `interpolation` is that of the views, as in the weights' config.json. Of val and test it is val that is watched.
+    Raises DataError as `roles` does.
     """
     parts = roles(splits)
     test = parts.val or parts.test
     parts = parts._replace(train=subset(parts.train, max_images), val=None, test=test and subset(test, max_images))
     raw = make_tables(parts, partial(raw_pixels, workers=workers))
-    crop = partial(evaluation_crop, size=image_size)
+    crop = partial(evaluation_crop, size=image_size, interpolation=interpolation)
     return MonitorImages(
         raw=raw_floor(raw.train, raw.test, (DEFAULT_K,)).top1[DEFAULT_K],
         train=read_pixels(parts.train, crop, workers),

@@ -2,6 +2,7 @@
 
 import posixpath
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,35 @@ class Clips(NamedTuple):
     clips: tuple[Clip, ...]
     listed_in: str | None
     """The list that chose them; None: all there are."""
+
+
+class Ignored(NamedTuple):
+    """Numbers in masks that are no objects to score, as CLIP/NUMBER; it grows clip by clip."""
+
+    later: list[str]
+    """In a later mask and not in the first: background, as in DAVIS's metric."""
+    skipped: list[str]
+    """Below the largest of the first mask, and in none."""
+
+    def add(self, clip: Clip, objects: Sequence[int], masks: Sequence[Tensor]) -> None:
+        """Add those of a clip with `objects` in its first mask and these `masks` (H, W) of later frames."""
+        seen = {int(n) for mask in masks for n in torch.unique(mask)} - {0, *objects}
+        self.later.extend(f"{clip.name}/{n}" for n in sorted(seen))
+        self.skipped.extend(f"{clip.name}/{n}" for n in range(1, max(objects)) if n not in {*objects, *seen})
+
+    def notes(self) -> list[str]:
+        """A line for each kind of them."""
+        notes = []
+        if self.later:
+            notes.append(
+                f"objects that appear after the first frame are not scored, as in DAVIS's metric: {shown(self.later)}"
+            )
+        if self.skipped:
+            notes.append(
+                f"numbers that the masks skip are not scored: {shown(self.skipped)}. DAVIS's own code counts each as "
+                "an object that is right in every frame"
+            )
+        return notes
 
 
 def scan_clips(data: str | Path) -> Clips:

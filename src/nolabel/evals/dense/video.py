@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as VF
 
 from nolabel.errors import DataError, UsageError
-from nolabel.evals.dense.clips import Clip, Clips, is_binary, read_objects, scan_clips
+from nolabel.evals.dense.clips import Clip, Clips, Ignored, is_binary, read_objects, scan_clips
 from nolabel.evals.dense.contours import boundary_f
 from nolabel.evals.dense.iou import jaccard
 from nolabel.evals.dense.overlay import write_clip, write_mask
@@ -66,13 +66,14 @@ def measure(loaded: Loaded, data: str | Path, config: VideoConfig, folders: Fold
     clips = scan_clips(data)
     clips = clips._replace(clips=tuple(_cut(clip, config.max_frames) for clip in clips.clips))
     start = time.perf_counter()
-    metrics, num_frames, seconds = _follow_all(loaded, clips, config, folders.files if config.masks else None)
+    ignored = Ignored([], [])
+    metrics, num_frames, seconds = _follow_all(loaded, clips, config, folders.files if config.masks else None, ignored)
     floor = _floor(loaded, clips, config) if config.floor else {}
     return Measured(
         metrics=metrics,
         data=_describe(clips, len(metrics["objects"])),
         settings=_settings(loaded, config),
-        notes=[f"only the first {config.max_frames} frames of a clip"] if config.max_frames else [],
+        notes=[f"only the first {config.max_frames} frames of a clip"] * bool(config.max_frames) + ignored.notes(),
         floor=floor,
         times={
             "seconds": {"all": time.perf_counter() - start},
@@ -125,9 +126,16 @@ def _floor(loaded: Loaded, clips: Clips, config: VideoConfig) -> dict[str, Any]:
 
 
 def _follow_all(
-    loaded: Loaded | None, clips: Clips, config: VideoConfig, pictures: Path | None = None
+    loaded: Loaded | None,
+    clips: Clips,
+    config: VideoConfig,
+    pictures: Path | None = None,
+    ignored: Ignored | None = None,
 ) -> tuple[dict[str, Any], int, float]:
-    """The metrics of all clips, the number of frames that were computed, and the seconds they took."""
+    """The metrics of all clips, the number of frames that were computed, and the seconds they took.
+
+    `ignored` gets the numbers that are not scored.
+    """
     objects: dict[str, tuple[Scores, Scores]] = {}
     num_frames, seconds = 0, 0.0
     for clip in clips.clips:
@@ -144,6 +152,8 @@ def _follow_all(
         seconds, num_frames = seconds + time.perf_counter() - start, num_frames + len(masks)
         scored = [i for i in range(1, len(clip.frames) - 1) if clip.masks[i] is not None]
         truth = [_truth(clips.tree, clip, i, first, binary) for i in scored]
+        if ignored is not None:
+            ignored.add(clip, ids, truth)
         for number, pair in zip(ids, score([masks[i - 1] for i in scored], truth, ids), strict=True):
             objects[f"{clip.name}/{number}"] = pair
         if pictures is not None:
@@ -207,12 +217,6 @@ def _truth(tree: Tree, clip: Clip, index: int, first: Tensor, binary: bool) -> T
     truth = read_objects(tree, name, binary)
     if truth.shape != first.shape:
         raise DataError(f"{name} and {clip.masks[0]} differ in size: all masks of a clip have the size of its frames.")
-    later = set(torch.unique(truth).tolist()) - set(torch.unique(first).tolist()) - {0}
-    if later:
-        raise DataError(
-            f"{name} holds object {max(later)}, which the first mask of {clip.name} does not hold.\n"
-            "An object that appears later cannot be followed from the first frame."
-        )
     return truth
 
 

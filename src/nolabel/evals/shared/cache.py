@@ -84,7 +84,7 @@ def described(
 def network_facts(loaded: Loaded, config: EvalConfig) -> dict[str, Any]:
     """Facts that decide the features of a prepared image."""
     return {
-        "weights": [_digest(loaded.backbone), loaded.backbone.name, loaded.backbone.args],
+        "weights": [_digest(loaded.backbone), loaded.backbone.name, loaded.backbone.args, loaded.backbone.positions],
         "normalisation": [loaded.mean, loaded.std],
         # the last bits depend on how the work is split, too
         "numbers": [config.precision, torch.device(config.device).type, config.batch_size, torch.get_num_threads()],

@@ -110,6 +110,28 @@ def open_image(
         return Opened(Facts(kind, file.mode, pixels.shape[1], pixels.shape[0]), file, data, pixels)
 
 
+class Header(NamedTuple):
+    """The size of an image as it is stored, and how EXIF turns it."""
+
+    width: int
+    """Pixels, before EXIF turns them."""
+    height: int
+    orientation: int
+    """1 for an image that is not turned; 5 to 8 swap the sides."""
+
+
+def read_header(data: bytes) -> Header:
+    """The stored size and EXIF's orientation, without decoding. Raises BadImage."""
+    kind = identify(data)
+    if kind == "JPEG" and (plain := _plain_jpeg(data)):
+        return Header(plain.width, plain.height, 1)
+    _silence_pillow()
+    with _refusing(kind):
+        file = Image.open(io.BytesIO(data), formats=(kind,))
+        found = _orientation(file)
+        return Header(*file.size, found if found in range(1, 9) else 1)
+
+
 def load(opened: Opened, factor: int = 1) -> Tensor:
     """The second half of `decode`. At most once a file.
 

@@ -198,8 +198,9 @@ def _refusing(kind: str) -> Iterator[None]:
         yield
     except BadImage:
         raise
-    except Image.DecompressionBombError:
-        raise BadImage("too large", "more pixels than Pillow opens") from None
+    except Image.DecompressionBombError as error:
+        numbers = [int(number) for number in re.findall(r"\d+", str(error))]  # Pillow's words: its size, the limit
+        raise _too_many(f"{numbers[0]:,}" if numbers else "too many", min([*numbers[1:2], MAX_PIXELS])) from None
     except UnidentifiedImageError:
         raise BadImage("damaged", f"it begins like {kind}, but Pillow cannot open it") from None
     except Exception as error:  # Pillow's openers raise nearly anything on damaged files
@@ -271,8 +272,12 @@ def _silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
+def _too_many(pixels: str, limit: int) -> BadImage:
+    return BadImage("too large", f"{pixels} pixels, more than {limit:,}: cut it into tiles or make it smaller")
+
+
 def _check_size(width: int, height: int, max_pixels: int, min_size: int) -> None:
     if width * height > max_pixels:
-        raise BadImage("too large", f"{width} x {height} pixels, more than {max_pixels:,}")
+        raise _too_many(f"{width} x {height} = {width * height:,}", max_pixels)
     if min(width, height) < max(1, min_size):
         raise BadImage("too small", f"{width} x {height} pixels, less than {max(1, min_size)} on a side")

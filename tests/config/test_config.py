@@ -205,6 +205,9 @@ def test_evaluations_are_as_far_apart_as_one_percent_allows(steps: int, batch: i
     ("changed", "num_images", "world_size", "message"),
     [
         ({"batch_size": 64}, 63, 1, "holds 63 images, fewer than one batch of 64"),
+        ({"batch_size": 64}, 3, 1, "Use --batch-size 3 or less, or more images"),
+        ({"batch_size": 64}, 5, 2, "Use --batch-size 4 or less, or more images"),
+        ({"batch_size": 64}, 1, 2, "Use more images"),
         ({"batch_size": 100}, 1000, 8, "100 does not split over 8 processes: use a multiple of 8"),
         ({"batch_size": 64, "micro_batch": 24}, 1000, 2, "24 does not divide the 32 images"),
         ({"batch_size": 0}, 1000, 1, "--batch-size 0"),

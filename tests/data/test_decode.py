@@ -150,7 +150,10 @@ def test_pixel_limit_is_judged_from_the_header() -> None:
     assert decode(data, max_pixels=48 * 64).shape == (3, 48, 64)
     with pytest.raises(BadImage) as caught:
         decode(data, max_pixels=48 * 64 - 1)
-    assert (caught.value.reason, caught.value.detail) == ("too large", "64 x 48 pixels, more than 3,071")
+    assert (caught.value.reason, caught.value.detail) == (
+        "too large",
+        "64 x 48 = 3,072 pixels, more than 3,071: cut it into tiles or make it smaller",
+    )
 
 
 def test_bombs_take_neither_memory_nor_time() -> None:
@@ -428,7 +431,7 @@ def test_pillow_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     decode(WHOLE["png"])
     assert before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(BadImage, match="too large: more pixels than Pillow opens"):
+    with pytest.raises(BadImage, match="too large: 3,072 pixels, more than 2,000: cut it"):
         decode(WHOLE["png"])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     with pytest.raises(BadImage, match="too large: 20000 x 20000"):
@@ -490,3 +493,29 @@ def test_real_images_cut_at_the_end_are_refused(data_packs: Path) -> None:
             for end in (1, 2, len(whole) // 100, len(whole) // 2):
                 with pytest.raises(BadImage):
                     decode(whole[:-end])
+
+
+def repeat_scan(times: int) -> bytes:
+    """A JPEG whose last scan comes `times` more."""
+    file = io.BytesIO()
+    Image.new("L", (16, 16), 90).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    return data[:-2] + data[data.rfind(b"\xff\xda") : -2] * times + data[-2:]
+
+
+def test_jpegs_of_many_scans_are_refused() -> None:
+    assert decode(repeat_scan(20)).shape == (3, 16, 16)
+    with pytest.raises(BadImage, match=r"too slow: a JPEG of 2[0-9]{3} scans|too slow: a JPEG of 2,[0-9]{3} scans"):
+        decode(repeat_scan(2000))
+
+
+def test_what_follows_a_jpeg_counts_for_no_scan() -> None:
+    """Cameras append a video, in which any bytes occur."""
+    data = repeat_scan(0)
+    assert torch.equal(decode(data + b"\xff\xda\x00\x02" * 500 + b"\xff\xd9"), decode(data))
+
+
+def test_large_pnms_of_text_are_refused() -> None:
+    with pytest.raises(BadImage, match="bytes of a text PNM, more than 10,000,000: save it as PNG"):
+        decode(b"P3 2000 2000 255\n" + b"1 " * 12_000_000)
+    assert decode(b"P3 1 1 255\n9 8 7\n").flatten().tolist() == [9, 8, 7]

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from hostile import NAMES, WHOLE, plant_tree
 
-from nolabel.data.bad_files import BadImage
-from nolabel.data.images import Images, fingerprint, read, scan, scan_labelled, too_many_bad
+from nolabel.data.bad_files import BadImage, too_many_bad
+from nolabel.data.images import Images, fingerprint, read, scan, scan_labelled
 from nolabel.data.names import printable
 from nolabel.data.sources import folder as plain_folder
 from nolabel.data.sources import members
@@ -396,7 +396,7 @@ def test_data_that_is_none(tmp_path: Path) -> None:
         "fake.zip": "cannot be read: File is not a zip file",
         "none.zip": "does not hold an image",
         "none.txt": "does not hold an image",
-        "dull.txt": "does not hold an image",
+        "dull.txt": "no line of it is the path of an image, its first is dull.txt",
         "pipe": "is no regular file",
         "empty/deeper": "does not exist",
         "nul\0": "does not exist",

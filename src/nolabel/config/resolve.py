@@ -117,6 +117,27 @@ def check(config: TrainConfig[Any], views: Sequence[View], patch_size: int | Non
     return warnings
 
 
+def check_pass(config: TrainConfig[Any], least: int, normalises: bool) -> list[str]:
+    """Refuse forward passes of fewer than `least` images, which the loss has to compare; `normalises`: by BatchNorm.
+
+    Counted over all processes: they compare their images, and BatchNorm sees them joined.
+    """
+    share = resolved(config.micro_batch)
+    images = share * distributed.world_size()
+    if images < least:
+        option = "batch-size" if share * distributed.world_size() == config.batch_size else "micro-batch"
+        raise UsageError(
+            f"--{option} {share} gives the loss {images} image at a time, and it compares images with each other:\n"
+            f"it would be constant, and no weight would move. Use --{option} {least} or more, the larger the better."
+        )
+    if normalises and images == 1:
+        return [
+            "BatchNorm sees one image at a time and normalises each by itself: the statistics that evaluations use "
+            "will not fit. Use --batch-size and --micro-batch of 2 or more, or a network without BatchNorm."
+        ]
+    return []
+
+
 def _check_batch(config: TrainConfig[Any], num_images: int, world_size: int) -> None:
     for name, low in LOWEST.items():
         value = getattr(config, name)
@@ -132,7 +153,7 @@ def _check_batch(config: TrainConfig[Any], num_images: int, world_size: int) -> 
     if num_images < size:
         raise DataError(
             f"{config.data} holds {num_images} images, fewer than one batch of {size}.\n"
-            f"Use --batch-size {max(num_images // 2, 1)} or less, or more images."
+            f"{_smaller_batch(num_images, world_size)}more images."
         )
     _check_split(size, world_size)
     share = size // world_size
@@ -140,6 +161,12 @@ def _check_batch(config: TrainConfig[Any], num_images: int, world_size: int) -> 
         raise UsageError(
             f"--micro-batch {config.micro_batch} does not divide the {share} images of a process and step."
         )
+
+
+def _smaller_batch(num_images: int, world_size: int) -> str:
+    """The largest batch that fits, in words; empty where none does."""
+    most = num_images // world_size * world_size
+    return f"Use --batch-size {most} or less, or " if most else "Use "
 
 
 def _check_split(size: int, world_size: int) -> None:

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+MAX_BAD_SHARE = 0.05
+
 
 class BadImage(Exception):
     """One image cannot be used. `reason` is a short slug (truncated, too large, ...), `detail` has more."""
@@ -23,3 +25,9 @@ class BadFile(NamedTuple):
     detail: str
     size: int
     """Bytes; 0 where nobody looked."""
+
+
+def too_many_bad(num_bad: int, num_seen: int, num_images: int) -> bool:
+    """Whether more than 5 % of the files seen are bad, judged once max(200, 5 % of all), or all, are seen."""
+    enough = min(num_images, max(200, MAX_BAD_SHARE * num_images))
+    return num_seen >= enough and num_bad > MAX_BAD_SHARE * num_seen

@@ -10,9 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from nolabel.data.bad_files import BadFile, BadImage
+from nolabel.data.bad_files import BadFile, BadImage, too_many_bad
 from nolabel.data.decode import MAX_PIXELS, Facts, examine
-from nolabel.data.images import Images, fingerprint, read, scan, too_many_bad
+from nolabel.data.images import Images, fingerprint, read, scan
+from nolabel.data.missing import describe_unused, is_incomplete
 from nolabel.data.names import printable
 
 CHUNK = 1024  # images between two reports of progress
@@ -49,6 +50,10 @@ class CheckReport(NamedTuple):
     """Groups of good images whose files are equal byte for byte."""
     too_many_bad: bool
     """Whether training would stop because more than 5 % are bad."""
+    incomplete: bool = False
+    """Whether training would not start because more than 5 % of the files are missing."""
+    unused: str = ""
+    """Words on files of other suffixes that are pictures, and what can be done."""
 
 
 def check(
@@ -103,10 +108,13 @@ def format_check(report: CheckReport) -> str:
     lines += _by_reason(report.bad, limit=4)
     lines.append(f"  ignored   {len(report.skipped):,} other entries" if report.skipped else "  ignored   nothing")
     lines += _by_reason(report.skipped, limit=3)
+    lines += [f"            {_short(report.unused, 300)}"] if report.unused else []
     copies = sum(len(group) - 1 for group in report.duplicates)
     lines.append(f"  equal     {copies:,} files are copies of another" + (":" if copies else ""))
     lines += [f"            {_short(', '.join(map(printable, group)))}" for group in report.duplicates[:1]]
     verdict = "no: more than 5 % of the images are bad" if report.too_many_bad else "yes"
+    if report.incomplete:
+        verdict = "no: more than 5 % of the files are missing, or of the folders cannot be listed"
     return "\n".join([*lines, f"  trainable {verdict}"])
 
 
@@ -148,6 +156,8 @@ def _report(images: Images, seen: Sequence[_Seen]) -> CheckReport:
         skipped=images.skipped,
         duplicates=tuple(tuple(group) for group in equal.values() if len(group) > 1),
         too_many_bad=too_many_bad(len(bad), len(seen), len(seen)),
+        incomplete=is_incomplete(images.names, images.skipped),
+        unused=describe_unused(images.source, images.root, images.skipped),
     )
 
 

@@ -110,6 +110,28 @@ def open_image(
         return Opened(Facts(kind, file.mode, pixels.shape[1], pixels.shape[0]), file, data, pixels)
 
 
+class Header(NamedTuple):
+    """The size of an image as it is stored, and how EXIF turns it."""
+
+    width: int
+    """Pixels, before EXIF turns them."""
+    height: int
+    orientation: int
+    """1 for an image that is not turned; 5 to 8 swap the sides."""
+
+
+def read_header(data: bytes) -> Header:
+    """The stored size and EXIF's orientation, without decoding. Raises BadImage."""
+    kind = identify(data)
+    if kind == "JPEG" and (plain := _plain_jpeg(data)):
+        return Header(plain.width, plain.height, 1)
+    _silence_pillow()
+    with _refusing(kind):
+        file = Image.open(io.BytesIO(data), formats=(kind,))
+        found = _orientation(file)
+        return Header(*file.size, found if found in range(1, 9) else 1)
+
+
 def load(opened: Opened, factor: int = 1) -> Tensor:
     """The second half of `decode`. At most once a file.
 
@@ -176,8 +198,9 @@ def _refusing(kind: str) -> Iterator[None]:
         yield
     except BadImage:
         raise
-    except Image.DecompressionBombError:
-        raise BadImage("too large", "more pixels than Pillow opens") from None
+    except Image.DecompressionBombError as error:
+        numbers = [int(number) for number in re.findall(r"\d+", str(error))]  # Pillow's words: its size, the limit
+        raise _too_many(f"{numbers[0]:,}" if numbers else "too many", min([*numbers[1:2], MAX_PIXELS])) from None
     except UnidentifiedImageError:
         raise BadImage("damaged", f"it begins like {kind}, but Pillow cannot open it") from None
     except Exception as error:  # Pillow's openers raise nearly anything on damaged files
@@ -249,8 +272,12 @@ def _silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
+def _too_many(pixels: str, limit: int) -> BadImage:
+    return BadImage("too large", f"{pixels} pixels, more than {limit:,}: cut it into tiles or make it smaller")
+
+
 def _check_size(width: int, height: int, max_pixels: int, min_size: int) -> None:
     if width * height > max_pixels:
-        raise BadImage("too large", f"{width} x {height} pixels, more than {max_pixels:,}")
+        raise _too_many(f"{width} x {height} = {width * height:,}", max_pixels)
     if min(width, height) < max(1, min_size):
         raise BadImage("too small", f"{width} x {height} pixels, less than {max(1, min_size)} on a side")

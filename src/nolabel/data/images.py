@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from nolabel import catalog
 from nolabel.data.bad_files import BadFile, BadImage
+from nolabel.data.missing import check_missing, describe_unused
 from nolabel.data.names import Names, compact, name_bytes, printable
 from nolabel.data.selection import SPLITS, SUFFIXES, find_wrapper
 from nolabel.data.sources import SOURCES, find_source
 from nolabel.data.sources.source import MISSING, UNREADABLE, Listing, Source, Tops
 from nolabel.errors import DataError
-
-MAX_BAD_SHARE = 0.05
 
 
 class Images(NamedTuple):
@@ -59,7 +58,8 @@ def scan(data: str | Path, subfolder: str | None = None) -> Images:
     """
     images, _ = _scan(data, None if subfolder is None else (subfolder.strip("/"),))
     if not images.names:
-        raise _nothing_found(data, images.skipped, "an image" + (f" below {subfolder}" if subfolder else ""))
+        what = "an image" + (f" below {subfolder}" if subfolder else "")
+        raise _nothing_found(data, images.skipped, what, describe_unused(images.source, images.root, images.skipped))
     return images
 
 
@@ -70,8 +70,11 @@ def scan_labelled(data: str | Path) -> dict[str, LabelledImages]:
     column instead. Raises DataError as `scan` does, for a text file of paths, and for fewer than two classes.
     """
     images, listing = _scan(data, ("",))
+    check_missing(images.names, images.skipped, data)
     if listing.labels is None:
-        check_folders(images, data, "classes.\nExpected a folder or a zip of class folders.")
+        check_folders(
+            images, data, "classes.\nExpected a folder or a zip of class folders, or a list with a column label."
+        )
     names = images.names if isinstance(images.names, Names) else compact(images.names)
     labels, group = _by_folder(images, names) if listing.labels is None else _by_column(listing.labels, names)
     keys: tuple[str, ...] = tuple(s for s in SPLITS if any(len(p) > 1 and p[0] == s and p[1] != "void" for p in labels))
@@ -120,12 +123,6 @@ def fingerprint(images: Images) -> str:
     return digest.hexdigest()[:16]
 
 
-def too_many_bad(num_bad: int, num_seen: int, num_images: int) -> bool:
-    """Whether more than 5 % of the files seen are bad, judged once max(200, 5 % of all), or all, are seen."""
-    enough = min(num_images, max(200, MAX_BAD_SHARE * num_images))
-    return num_seen >= enough and num_bad > MAX_BAD_SHARE * num_seen
-
-
 def _scan(data: str | Path, tops: Tops) -> tuple[Images, Listing]:
     """The images of DATA, as record and as its source lists them. Raises DataError."""
     kind = find_source(data)
@@ -151,14 +148,16 @@ def _by_column(column: Sequence[tuple[str, ...]], names: Names) -> tuple[list[tu
     return list(places), group
 
 
-def _nothing_found(data: str | Path, skipped: Sequence[BadFile], expected: str) -> DataError:
+def _nothing_found(data: str | Path, skipped: Sequence[BadFile], expected: str, unused: str = "") -> DataError:
     counts = Counter(bad.reason for bad in skipped if bad.reason != "other suffix")
     left_out = [f"{count} {reason}" for reason, count in counts.most_common()]
     left_out += [f"{bad.name} ({bad.detail.partition(',')[0]})" for bad in skipped if bad.reason == "other suffix"]
     more = f" and {len(left_out) - 4} other kinds" if len(left_out) > 4 else ""
+    about = f"{unused[0].upper()}{unused[1:]}.\n" if unused else ""
     return DataError(
         f"{_shown(data)} does not hold {expected}.\n"
         f"Left out: {printable(', '.join(left_out[:4])) or 'nothing'}{more}.\n"
+        f"{about}"
         f"Images are files that end in {' '.join(SUFFIXES)}."
     )
 

@@ -20,7 +20,17 @@ _FORMATS = (  # first bytes -> the opener of Pillow that may read it; no other i
 )
 
 
+MAX_SCANS = 100
+"""Passes over the pixels that a JPEG may ask for: programs write up to about 20, each costs the time of a decoding."""
+
+MAX_TEXT_BYTES = 10_000_000
+"""Largest PNM whose numbers are written as text: Pillow reads 2 MB of them per second."""
+
 _MAGIC = re.compile(b"|".join(b"(%s)" % magic for magic, _ in _FORMATS), re.DOTALL)
+
+
+_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
+"""A segment or the end: neither an escaped byte, a restart, nor padding."""
 
 
 def identify(data: bytes) -> str:
@@ -33,6 +43,10 @@ def identify(data: bytes) -> str:
     kind = _FORMATS[match.lastindex - 1][1]
     if kind == "PNG":
         _check_chunks(data)
+    elif kind == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS and (scans := _count_scans(data)) > MAX_SCANS:
+        raise BadImage("too slow", f"a JPEG of {scans:,} scans, more than {MAX_SCANS}: save it again")
+    elif kind == "PPM" and data[1] in b"123" and len(data) > MAX_TEXT_BYTES:
+        raise BadImage("too slow", f"{len(data):,} bytes of a text PNM, more than {MAX_TEXT_BYTES:,}: save it as PNG")
     whole = {"JPEG": _jpeg_ends, "WEBP": _webp_ends, "TIFF": _tiff_begins}.get(kind)
     if whole and not whole(data):
         raise BadImage("truncated", _cut(len(data)))
@@ -55,6 +69,18 @@ def _jpeg_ends(data: bytes) -> bool:
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4])
     return False
+
+
+def _count_scans(data: bytes) -> int:
+    """The scans of the image: what comes after its end, such as a video, may hold the same bytes by chance."""
+    at, count = 2, 0
+    while found := _MARKER.search(data, at):
+        marker = data[found.start() + 1]
+        if marker == 0xD9:
+            break
+        count += marker == 0xDA
+        at = found.start() + 2 + int.from_bytes(data[found.start() + 2 : found.start() + 4])
+    return count
 
 
 def _webp_ends(data: bytes) -> bool:

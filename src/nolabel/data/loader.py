@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nolabel import distributed
-from nolabel.data.bad_files import BadFile, BadImage
+from nolabel.data.bad_files import BadFile, BadImage, too_many_bad
 from nolabel.data.decode import load, open_image
-from nolabel.data.images import Images, read, too_many_bad
+from nolabel.data.images import Images, read
 from nolabel.data.names import printable
 from nolabel.data.order import images_at
 from nolabel.data.workers import MAX_RESTARTS, PREFETCH, DeadWorker, restarted, survives

@@ -7,7 +7,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from nolabel.console import note
 from nolabel.data.images import Images, LabelledImages, scan, scan_labelled
+from nolabel.data.missing import check_missing, describe_missing
 from nolabel.data.names import printable
 from nolabel.errors import StorageError, UsageError
 from nolabel.evals.protocol import EvalConfig, cache_folder, check_common, describe_weights
@@ -44,7 +46,7 @@ def embed_images(
     check_common(config)
     check_format(out)
     pieces = pieces_of(loaded.backbone, layout, before_norm)
-    splits = scan_labelled(data) if labelled else {"": _without_labels(scan(data))}
+    splits = scan_labelled(data) if labelled else {"": _without_labels(_complete(data))}
     folder = cache_folder(loaded, config)
     columns: dict[str, list[Any]] = {"ids": [], "split": [], "label": []}
     parts = []
@@ -84,6 +86,15 @@ def is_embedding(path: Path) -> bool:
             return {"features.npy", "ids.npy", "about.npy"} <= set(file.namelist())
     except (OSError, ValueError, zipfile.BadZipFile):  # pyarrow's errors are ValueErrors
         return False
+
+
+def _complete(data: str | Path) -> Images:
+    """The images of DATA; lines on those that are missing. DataError where more than 5 % are."""
+    images = scan(data)
+    check_missing(images.names, images.skipped, data)
+    for line in describe_missing(images.names, images.skipped):
+        note(line)
+    return images
 
 
 def _without_labels(images: Images) -> LabelledImages:

@@ -46,6 +46,8 @@ class Method(nn.Module):
     Config: ClassVar[type[MethodConfig]]
     couples_batch: ClassVar[bool] = False
     """Whether the loss of an image depends on the others of its batch, so that splitting the batch changes it."""
+    min_images: ClassVar[int] = 1
+    """Least number of images in a forward pass, over all processes: 2 where the loss compares images of the batch."""
     free: ClassVar[tuple[str, ...]] = ()
     """Names of parameters with neither weight decay nor clipping (MSN's prototypes)."""
 

@@ -49,6 +49,7 @@ class SimCLR(Method):
 
     Config: ClassVar[type[MethodConfig]] = SimCLRConfig
     couples_batch: ClassVar[bool] = True
+    min_images: ClassVar[int] = 2
 
     def __init__(self, config: SimCLRConfig, make_backbone: MakeBackbone) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ import torch
 
 from nolabel.config import TrainConfig, find_device, resolve, resolved
 from nolabel.data.images import scan
+from nolabel.data.missing import check_missing
 from nolabel.progress import duration
 from nolabel.runs.checkpoint import MIN_KEPT
 from nolabel.training.job import build
@@ -35,6 +36,7 @@ def estimate(config: TrainConfig[Any]) -> Estimate:
     """Build the run, take a few steps and throw it away."""
     device = find_device(config.device)
     images = scan(config.data, config.subfolder)
+    check_missing(images.names, images.skipped, config.data)
     config = resolve(config, len(images.names), 1, device)
     job = build(config, images, device)
     seconds = []

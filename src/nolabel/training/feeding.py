@@ -6,8 +6,7 @@ from typing import Any
 
 from nolabel import console, distributed
 from nolabel.config import TrainConfig, processors, resolved
-from nolabel.data.bad_files import BadFile
-from nolabel.data.images import too_many_bad
+from nolabel.data.bad_files import BadFile, too_many_bad
 from nolabel.data.loader import Batch
 from nolabel.errors import DataError
 from nolabel.files import append_jsonl

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from nolabel import distributed
-from nolabel.config import TrainConfig, check, plain, resolved
+from nolabel.config import TrainConfig, check, check_pass, plain, resolved
 from nolabel.config.load import method_name
 from nolabel.data.bad_files import BadFile
 from nolabel.data.images import Images, LabelledImages, fingerprint, scan_labelled
 from nolabel.data.loader import Batch, Stream, batches, waiting_bytes
+from nolabel.data.missing import describe_missing, describe_unused
 from nolabel.data.workers import fits_shared_memory
 from nolabel.methods import METHODS, Method
 from nolabel.networks.arguments import parse_args
@@ -93,6 +94,8 @@ class Job:
 
 def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job:
     """Put the parts together: method with fresh weights, optimizer, stream of views."""
+    for line in describe_images(images):
+        report_line(f"note: {line}")
     args = parse_args(config.backbone_args)
 
     def make_backbone(drop_path: float) -> Backbone:
@@ -105,10 +108,10 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
         keep_freed_memory()
     torch.manual_seed(config.seed)
     method = METHODS[method_name(config)](config.method, make_backbone)
-    couples = method.couples_batch or any(
-        isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in method.modules()
-    )
-    for warning in check(config, method.views(), method.backbone.patch_size, couples) + method.check():
+    normalises = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in method.modules())
+    couples = method.couples_batch or normalises
+    warnings = check(config, method.views(), method.backbone.patch_size, couples) + method.check()
+    for warning in warnings + check_pass(config, method.min_images, normalises):
         report_line(f"warning: {warning}")
     if method.sync_batchnorm:
         distributed.synchronize_batchnorm(method)
@@ -136,6 +139,12 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
         labelled=labelled,
         history=History(),
     )
+
+
+def describe_images(images: Images) -> list[str]:
+    """Lines on files of DATA that are not used though they should be there, or are pictures."""
+    unused = describe_unused(images.source, images.root, images.skipped)
+    return describe_missing(images.names, images.skipped) + ([unused] if unused else [])
 
 
 def _set_up_networks(method: Method, config: TrainConfig[Any], device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """Start a run, resume one, or replay a bad step."""
 
 import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,10 @@ from nolabel.config import (
     update,
 )
 from nolabel.config.load import config_yaml, load_run
-from nolabel.data.images import scan
+from nolabel.data.images import Images, scan
+from nolabel.data.missing import check_missing
+from nolabel.data.names import printable
+from nolabel.errors import DataError
 from nolabel.files import check_no_links
 from nolabel.progress import report_line
 from nolabel.runs import folder
@@ -42,6 +46,7 @@ def train(config: TrainConfig[Any], overwrite: bool = False) -> folder.Run:
             folder.check_apart(out, {"DATA": config.data, "--labels": config.labels})
             folder.check_new(out, overwrite)
         images = scan(config.data, config.subfolder)
+        check_missing(images.names, images.skipped, config.data)
         asked, config = config, resolve(config, len(images.names), distributed.world_size(), device)
         job = build(config, images, device)
         state_module.check_room(job)
@@ -82,7 +87,8 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
     with console.kept_stderr(), distributed.process_group(device):
         # A micro-batch that is given now is kept, even if it equals the one before.
         processes = None if "micro_batch" in (changed or {}) else resuming.processes_before(state)
-        job = build(split_over_processes(config, processes), scan(config.data, config.subfolder), device)
+        images = _scan_again(config, path)
+        job = build(split_over_processes(config, processes), images, device)
         job = replace(job, written=config)
         with folder.locked(run.path) if distributed.is_main() else contextlib.nullcontext():
             with folder.storage(run.path):
@@ -101,6 +107,16 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
                 else:
                     train_to_the_end(job, first_step, window, signal_number)
     return run
+
+
+def _scan_again(config: TrainConfig[Any], path: Path | str) -> Images:
+    """The images of a run that goes on. DataError with the command for data that moved."""
+    if os.path.lexists(config.data):
+        return scan(config.data, config.subfolder)
+    raise DataError(
+        f"{printable(config.data)}, the images of this run, is not there any more.\n"
+        f"Where the data moved, name its new place: nolabel resume {path} NEW_DATA"
+    )
 
 
 def replay(path: str | Path) -> Record:

@@ -1,7 +1,8 @@
 """One optimizer step: views, loss, gradient, clip, `before_step`, optimizer, `after_step`."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from nolabel import distributed
 from nolabel.config import resolved
 from nolabel.data.loader import Batch
+from nolabel.errors import UsageError
 from nolabel.methods import Method
 from nolabel.networks.precision import autocast
 from nolabel.optim.optimizers import all_finite, clip_grad, set_schedules
@@ -79,11 +81,25 @@ def _forward_backward(job: Job, views: Sequence[Tensor], clock: Clock) -> dict[s
         more = i < number - 1
         with distributed.gradients_stay(job.model) if more else contextlib.nullcontext():
             with autocast(job.device, precision):
-                metrics = job.model([p[i] for p in pieces], clock)
+                metrics = _forward(job, [p[i] for p in pieces], clock)
             job.scaler.scale(metrics["loss"] / number).backward()
         for name, value in metrics.items():
             total[name] = total.get(name, 0) + value.detach() / number
     return total
+
+
+def _forward(job: Job, views: list[Tensor], clock: Clock) -> Mapping[str, Any]:
+    """The loss and metrics. UsageError where BatchNorm has one value to normalise."""
+    try:
+        metrics: Mapping[str, Any] = job.model(views, clock)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError(
+            f"BatchNorm has one value per channel with {len(views[0])} image per forward pass of a process.\n"
+            "Use --batch-size and --micro-batch of 2 or more, or larger views where a map shrinks to one place."
+        ) from error
+    return metrics
 
 
 def on_device(job: Job, batch: Batch) -> list[Tensor]:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from nolabel.catalog import describe_sources
+from nolabel.data.content import NUM_BYTES, describe_content, is_utf16
 from nolabel.data.names import printable
 from nolabel.data.sources import folder, shards, textlist, zip_file
 from nolabel.data.sources.source import Source
@@ -37,7 +38,12 @@ def find_source(data: str | Path) -> str:
 def _describe_problem(path: str) -> str:
     """Why nothing recognises a path, with names like it."""
     if os.path.isfile(path):
-        return "is neither a zip nor a text file."
+        with open(path, "rb") as file:
+            start = file.read(NUM_BYTES)
+        if is_utf16(start):
+            return "looks like text in UTF-16 without its mark (BOM): save it as UTF-8."
+        kind = describe_content(start)
+        return "is neither a zip nor a text file." + (f" It looks like {kind}." if kind else "")
     folder = os.path.dirname(path)
     beside = os.listdir(folder) if os.path.isdir(folder) else []
     problem = "is no regular file" if os.path.lexists(path) else "does not exist"

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nolabel.data.images import check_folders, scan
+from nolabel.data.bad_files import BadImage
+from nolabel.data.decode import Header, read_header
+from nolabel.data.images import check_folders, read, scan
 from nolabel.data.names import printable
 from nolabel.errors import DataError
 from nolabel.evals.shared.trees import Tree, read_picture, read_text, shown
@@ -54,6 +56,8 @@ class Boxed(NamedTuple):
     classes: tuple[str, ...]
     relative: bool
     notes: list[str]
+    files: tuple[str, ...] = ()
+    """Files that the boxes were read from, where they are few."""
 
 
 def open_boxed(data: str | Path, marks: Callable[[Tree], bool]) -> Tree | None:
@@ -90,9 +94,22 @@ def text_of(tree: Tree, name: str) -> str:
 
 
 def split_of(folder: str) -> str | None:
-    """`train2017` -> train, `valid` -> val; None for other names."""
-    match = re.fullmatch(r"(train|val|valid|test)\d*", folder)
-    return None if match is None else "val" if match[1] == "valid" else match[1]
+    """`train2017` -> train, `Valid` -> val, `testing` -> test; None for other names."""
+    match = re.fullmatch(r"(?:(train)(?:ing)?|(val)(?:id)?(?:ation)?|dev|(test)(?:ing)?)[-_ ]?\d*", folder.lower())
+    return None if match is None else match[1] or match[3] or "val"
+
+
+def folder_split(name: str) -> str | None:
+    """The split whose folder a file is in, `a/train/b/x.jpg` -> train. DataError where it is in those of two."""
+    found = dict.fromkeys(split for folder in name.split("/")[:-1] if (split := split_of(folder)))
+    if len(found) > 1:
+        raise DataError(f"{printable(name)} is in the folders of two splits, {' and '.join(found)}: name one of them.")
+    return next(iter(found), None)
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a file name in small letters: `instances_Train2017` -> instances, train."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
 
 
 def make_objects(
@@ -156,13 +173,9 @@ def check_outline(outline: Any, size: tuple[int, int], where: str) -> None:
 
 def read_annotated(boxed: Boxed, one: Annotated) -> tuple[Tensor, Objects]:
     """An image (3, H, W) uint8 and its objects, boxes in pixels. Raises DataError for an image that can't be right."""
+    check_picture(boxed, one)
     picture = read_picture(boxed.tree, one.picture)
     height, width = picture.shape[1:]
-    if one.size is not None and one.size != (height, width):
-        raise DataError(
-            f"{printable(one.picture)} has {width} x {height} pixels, its annotation {one.size[1]} x {one.size[0]}.\n"
-            "Boxes would be in wrong places: use the images that were annotated."
-        )
     if not boxed.relative:
         return picture, one.objects
     scale = torch.tensor([width, height, width, height], dtype=torch.float32)
@@ -170,6 +183,77 @@ def read_annotated(boxed: Boxed, one: Annotated) -> tuple[Tensor, Objects]:
     if outlines is not None:
         outlines = tuple([[c * (width, height)[i % 2] for i, c in enumerate(p)] for p in ps] for ps in outlines)
     return picture, one.objects._replace(boxes=one.objects.boxes * scale, outlines=outlines)
+
+
+def check_picture(boxed: Boxed, one: Annotated) -> None:
+    """DataError for an image of another size than its annotation, or that EXIF turns away from it. Decodes nothing."""
+    tree = boxed.tree
+    try:
+        header = read_header(read(tree.images._replace(names=(tree.top + one.picture,)), 0))
+    except BadImage as error:
+        name = printable(one.picture)
+        raise DataError(f"{name} cannot be used ({error}). Replace it, or take its boxes out.") from None
+    stored, name = (header.height, header.width), printable(one.picture)
+    upright = stored if header.orientation < 5 else stored[::-1]
+    tag = f"EXIF orientation {header.orientation}"
+    if header.orientation > 1 and one.size in (None, stored) and (one.size is None or stored == upright):
+        raise DataError(
+            f"{name} is turned by {tag}, and two readings of its boxes are possible, {_both(one, header)}.\n"
+            "Boxes of the upright photo: turn the pixels, too, such as by `mogrify -auto-orient FILE`.\n"
+            "Boxes of the stored pixels: remove the tag, such as by `exiftool -Orientation= FILE`."
+        )
+    if one.size in (None, upright):
+        return
+    if one.size == stored:
+        raise DataError(
+            f"{name} has {upright[1]} x {upright[0]} pixels, its annotation {one.size[1]} x {one.size[0]}: {tag}\n"
+            "turns the photo, and its boxes are of the stored pixels. Remove the tag, such as by\n"
+            "`exiftool -Orientation= FILE`, and image and boxes fit."
+        )
+    raise DataError(
+        f"{name} has {upright[1]} x {upright[0]} pixels, its annotation {one.size[1]} x {one.size[0]}.\n"
+        "Boxes would be in wrong places: use the images that were annotated."
+    )
+
+
+def _both(one: Annotated, header: Header) -> str:
+    """The first box of an image as it is, and as EXIF's orientation turns it."""
+    if not len(one.objects.boxes):
+        return "of the upright photo or of the stored pixels"
+    width, height = (1, 1) if one.size is None else (header.width, header.height)
+    x0, y0, x1, y1 = one.objects.boxes[0].tolist()
+    mirrored_x, mirrored_y = (width - x1, y0, width - x0, y1), (x0, height - y1, x1, height - y0)
+    turned = {
+        2: mirrored_x,
+        3: (width - x1, height - y1, width - x0, height - y0),
+        4: mirrored_y,
+        5: (y0, x0, y1, x1),
+        6: (height - y1, x0, height - y0, x1),
+        7: (height - y1, width - x1, height - y0, width - x0),
+        8: (y0, width - x1, y1, width - x0),
+    }[header.orientation]
+    return f"upright\nthe first is {_numbers([x0, y0, x1, y1])} or {_numbers(turned)} (left, top, right, bottom)"
+
+
+def describe_boxed(boxed: Boxed) -> str:
+    """A line on what was read: layout, files, images and boxes of each split, boxes of each class, ignored ones."""
+    parts = []
+    counts, ignored = [0] * len(boxed.classes), 0
+    for split, examples in boxed.splits.items():
+        objects = [one.objects for one in examples]
+        empty = sum(not len(found.labels) for found in objects)
+        parts.append(f"{split} {len(examples)} images with {sum(len(o.labels) for o in objects)} boxes")
+        parts[-1] += f" ({empty} without a box)" if empty else ""
+        ignored += sum(int(found.ignored.sum()) for found in objects)
+        for found in objects:
+            for label in found.labels.tolist():
+                counts[label] += 1
+    what = {"COCO": "crowds", "PASCAL VOC": "difficult objects"}.get(boxed.layout)
+    read_from = f" ({printable(', '.join(boxed.files))})" if boxed.files else ""
+    kind = "polygons" if any(o.outlines for e in boxed.splits.values() for o in (x.objects for x in e)) else "boxes"
+    classes = shown([f"{name} {count}" for name, count in zip(boxed.classes, counts, strict=True)], 12)
+    lines = f"{boxed.layout}{read_from}, {kind}: {'; '.join(parts)}; {len(boxed.classes)} classes: {classes}"
+    return lines + (f"; {what} that count neither way: {ignored}" if what else "")
 
 
 def all_outlined(examples: Sequence[Annotated]) -> bool:

@@ -12,7 +12,7 @@ from nolabel import console
 from nolabel.errors import DataError, StorageError, UsageError
 from nolabel.evals.detection.average_precision import average_precision, check_library
 from nolabel.evals.detection.box_layouts import draw_share, find_boxes, scan_boxed, split_file
-from nolabel.evals.detection.boxes import Boxed, all_outlined
+from nolabel.evals.detection.boxes import Boxed, all_outlined, check_picture, describe_boxed
 from nolabel.evals.detection.networks import Kind, Sizes, check_resnet
 from nolabel.evals.detection.sheet import write_sheet
 from nolabel.evals.detection.training import Schedule, Task, detect, train_detector
@@ -62,7 +62,12 @@ def measure(loaded: Loaded, data: str | Path, config: DetectionConfig, folders: 
     check_resnet(loaded.backbone)
     check_library()
     boxed = scan_boxed(data, config.labels_folder)
+    console.note(f"detection: {describe_boxed(boxed)}")
+    for note in boxed.notes:
+        console.note(f"detection: {note}")
     task, split = make_task(loaded, boxed, config)
+    for one in (*task.train, *task.test):  # a training of hours would end at the first that does not fit
+        check_picture(boxed, one)
     if folders.files is not None and config.fraction < 1:
         _write_split(folders.files, boxed, config)
     return Measured(

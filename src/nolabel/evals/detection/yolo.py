@@ -1,114 +1,193 @@
-"""Boxes and polygons in YOLO's text files: one per image, one object per line, in shares of the image."""
+"""YOLO's layouts: which text file is of which image, in which split it is, and what the classes are called."""
 
 import posixpath
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from nolabel.data.names import printable
 from nolabel.errors import DataError
-from nolabel.evals.detection.boxes import (
-    SPLITS,
-    Annotated,
-    Boxed,
-    files_below,
-    has_file,
-    make_objects,
-    missing_pictures,
-    split_of,
-)
-from nolabel.evals.shared.trees import Tree, below, read_text, shown
+from nolabel.evals.detection.boxes import SPLITS, Annotated, Boxed, files_below, folder_split, missing_pictures
+from nolabel.evals.detection.yolo_lines import Form, Line, find_form, read_line, to_annotated
+from nolabel.evals.shared.trees import Tree, read_text, shown
 
 YOLO_LABELS = ("labels", "polygons", "boxes")
 """Folders beside `images/` that hold a text file per image; polygons have boxes, too, and masks."""
 
+BESIDE = ""
+"""In place of a folder of labels: the text file is beside its image."""
 
-def yolo_folder(tree: Tree, labels_folder: str | None) -> str | None:
-    """The folder that holds text files for the most images of `images/`; None where none holds one."""
-    names = [name for name in sorted(tree.names) if name.startswith("images/")]
-    stems = [posixpath.splitext(name.removeprefix("images/"))[0] for name in names]
+
+class Pairs(NamedTuple):
+    """Images with the names of their text files."""
+
+    folder: str
+    """labels, polygons or another folder in place of `images`, or BESIDE."""
+    texts: dict[str, str]
+    """By picture: its text file, which may be missing."""
+
+
+def yolo_pairs(tree: Tree, labels_folder: str | None) -> Pairs | None:
+    """The pairs of the folder that has text files for the most images; None where there is none.
+
+    `images` may be anywhere in the path: images/train/x.jpg has labels/train/x.txt, train/images/x.jpg has
+    train/labels/x.txt. A folder of labels may also mirror the whole tree (labels/train/x.txt of train/x.jpg), and
+    text files may be beside their images.
+    """
+    files = {name for name in files_below(tree, "") if name.endswith(".txt")}
     choices = YOLO_LABELS if labels_folder is None else (labels_folder.strip("/"),)
-    counts = {folder: sum(has_file(tree, f"{folder}/{stem}.txt") for stem in stems) for folder in choices}
-    best = max(counts, key=lambda folder: counts[folder])
-    return best if counts[best] else None
+    found = [_in_place_of_images(tree, folder) for folder in choices]
+    found += [Pairs(f, {name: f"{f}/{_stem(name)}.txt" for name in tree.names if folder_split(name)}) for f in choices]
+    if labels_folder is None:
+        found.append(Pairs(BESIDE, {name: f"{_stem(name)}.txt" for name in tree.names if folder_split(name)}))
+    best = max(found, key=lambda pairs: len(files.intersection(pairs.texts.values())))
+    return best if files.intersection(best.texts.values()) else None
+
+
+def _in_place_of_images(tree: Tree, folder: str) -> Pairs:
+    texts = {}
+    for name in tree.names:
+        parts = _stem(name).split("/")
+        if "images" in parts[:-1]:
+            at = len(parts) - 2 - parts[:-1][::-1].index("images")
+            texts[name] = "/".join([*parts[:at], folder, *parts[at + 1 :]]) + ".txt"
+    return Pairs(folder, texts)
 
 
 def scan_yolo(tree: Tree, labels_folder: str | None) -> Boxed:
-    """The images of `images/` with the boxes of a folder beside it. Raises DataError for what cannot be right."""
-    folder = yolo_folder(tree, labels_folder)
-    assert folder is not None
-    names, pictures = _yolo_names(tree, folder), below(tree, "images")
-    splits: dict[str, list[Annotated]] = {}
-    bare, numbers = 0, {key: i for i, key in enumerate(names)}
-    for key, picture in pictures.items():
-        split = split_of(key.split("/")[0]) if "/" in key else None
-        text = read_text(tree, f"{folder}/{key}.txt")
+    """The images that have text files, with their boxes. Raises DataError for what cannot be right."""
+    pairs = yolo_pairs(tree, labels_folder)
+    assert pairs is not None
+    _check_suffixes(pairs)
+    around = posixpath.commonpath([posixpath.dirname(name) for name in pairs.texts])
+    top = [name for name in files_below(tree, "") if f"{around}/".startswith(f"{posixpath.dirname(name)}/".lstrip("/"))]
+    names = _class_names(tree, pairs, top)
+    lines: dict[str, list[Line]] = {}
+    splits: dict[str, list[str]] = {}
+    bare = 0
+    for picture in sorted(pairs.texts):
+        split, text = folder_split(picture), read_text(tree, pairs.texts[picture])
         if split is None:
             raise DataError(f"{printable(picture)} is in none of images/train, images/val and images/test.")
         bare += text is None
-        rows = (text or "").splitlines()
-        splits.setdefault(split, []).append(_yolo_image(rows, f"{folder}/{key}.txt", picture, numbers))
+        rows = [row for row in (text or "").splitlines() if row.strip()]
+        lines[picture] = [read_line(row, pairs.texts[picture], n, names) for n, row in enumerate(rows, 1)]
+        splits.setdefault(split, []).append(picture)
+    form = find_form([one for found in lines.values() for one in found], _keypoints(tree, top), pairs.folder)
     notes = [f"{bare} images without a text file count as empty"] if bare else []
-    lonely = _lonely(tree, folder, pictures)
+    notes += [form.note] if form.note else []
+    lonely = _lonely(tree, pairs)
     if lonely:
         notes.append(f"{lonely} text files of train without an image are left out")
-    ordered = {split: tuple(splits[split]) for split in SPLITS if split in splits}
-    return Boxed(tree, "YOLO", ordered, tuple(names.values()), True, notes)
+    examples = {s: _examples(splits[s], lines, names, form) for s in SPLITS if s in splits}
+    return Boxed(tree, "YOLO", examples, tuple(names.values()), True, notes)
 
 
-def _yolo_image(rows: Sequence[str], name: str, picture: str, numbers: Mapping[int, int]) -> Annotated:
-    """`class cx cy width height` or `class x1 y1 x2 y2 x3 y3 ...` a line, all as shares of the image."""
-    boxes, labels, outlines = list[tuple[float, ...]](), list[int](), list[Any]()
-    for number, row in enumerate((row for row in rows if row.strip()), 1):
-        where = f"{printable(name)}, line {number},"
-        try:
-            key, values = int(row.split()[0]), [float(value) for value in row.split()[1:]]
-        except ValueError:
-            raise DataError(f"{where} is no list of numbers: {printable(row[:60])}.") from None
-        if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-            raise DataError(f"{where} has {len(values)} numbers after the class: expected 4, or pairs of a polygon.")
-        if key not in numbers:
-            raise DataError(
-                f"{where} has class {key}, which has no name. Classes are {shown([*map(str, numbers)], 12)}."
-            )
-        if len(values) == 4:
-            x, y, w, h = values
-            boxes.append((x - w / 2, y - h / 2, x + w / 2, y + h / 2))
-        else:
-            boxes.append((min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])))
-            outlines.append([values])
-        labels.append(numbers[key])
-    masks = outlines if len(outlines) == len(boxes) else None
-    objects = make_objects(boxes, labels, [False] * len(boxes), masks, (1, 1), printable(name))
-    return Annotated(picture, None, objects)
+def _check_suffixes(pairs: Pairs) -> None:
+    """DataError where two images would have one text file."""
+    pictures: dict[str, str] = {}
+    for picture, text in sorted(pairs.texts.items()):
+        if text in pictures:
+            both = f"{printable(pictures[text])} and {printable(picture)}"
+            raise DataError(f"{both} differ in the suffix only: keep one of them.")
+        pictures[text] = picture
 
 
-def _yolo_names(tree: Tree, folder: str) -> dict[int, str]:
-    """`id: name` of classes.yaml or .txt beside the boxes, or of data.yaml; a list counts from 0."""
-    for name in (f"{folder}/classes.yaml", f"{folder}/classes.txt", "data.yaml", "classes.yaml", "classes.txt"):
+def _examples(
+    pictures: Sequence[str], lines: Mapping[str, Sequence[Line]], names: Mapping[int, str], form: Form
+) -> tuple[Annotated, ...]:
+    numbers = {key: i for i, key in enumerate(names)}
+    return tuple(to_annotated(picture, lines[picture], numbers, form) for picture in pictures)
+
+
+def _class_names(tree: Tree, pairs: Pairs, top: Sequence[str]) -> dict[int, str]:
+    """`id: name` of all files that name the classes; a list counts from 0. DataError where two files differ."""
+    folders = {posixpath.dirname(text) for text in pairs.texts.values()} | {posixpath.dirname(name) for name in top}
+    folders |= {root for text in pairs.texts.values() if (root := _label_root(text, pairs.folder))} | {""}
+    named = ("classes.yaml", "classes.txt", "data.yaml")
+    wanted = [posixpath.join(folder, file) for folder in sorted(folders) for file in named]
+    others = [name for name in top if name.lower().endswith((".yaml", ".yml", ".names"))]
+    found: dict[str, dict[int, str]] = {}
+    for name in dict.fromkeys([*wanted, *sorted(others)]):
         text = read_text(tree, name)
         if text is None:
             continue
-        try:
-            found: Any = text.split("\n") if name.endswith(".txt") else yaml.safe_load(text)
-            found = found.get("names", found) if isinstance(found, Mapping) else found
-            pairs = found.items() if isinstance(found, Mapping) else enumerate(found)
-            names = {int(key): str(value).strip() for key, value in pairs if str(value).strip()}
-        except (yaml.YAMLError, ValueError, TypeError):
-            names = {}
-        if not names:
+        names = _names_in(name, text)
+        if names:
+            found[name] = names
+        elif name in wanted:
             raise DataError(f"{printable(name)} is no list of classes: expected `id: name` lines or one name a line.")
-        return dict(sorted(names.items()))
-    raise DataError(f"Nothing names the classes: expected data.yaml with `names:`, or {folder}/classes.txt.")
+    if not found:
+        folder = pairs.folder or "train"
+        raise DataError(
+            f"Nothing names the classes: expected data.yaml with `names:`, or {printable(folder)}/classes.txt."
+        )
+    (first, names), *more = found.items()
+    for other, different in more:
+        if different != names:
+            raise DataError(
+                f"{printable(first)} and {printable(other)} name the classes differently:\n"
+                f"{_shown(names)}, and {_shown(different)}. Remove the one that is not of these boxes."
+            )
+    return dict(sorted(names.items()))
 
 
-def _lonely(tree: Tree, folder: str, pictures: Mapping[str, str]) -> int:
+def _names_in(name: str, text: str) -> dict[int, str]:
+    """The classes that a file names; {} for none."""
+    try:
+        plain = name.endswith((".txt", ".names"))
+        found: Any = text.split("\n") if plain else yaml.safe_load(text)
+        found = found.get("names", found) if isinstance(found, Mapping) else found
+        pairs = found.items() if isinstance(found, Mapping) else enumerate(found)
+        return {int(key): str(value).strip() for key, value in pairs if str(value).strip()}
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return {}
+
+
+def _keypoints(tree: Tree, top: Sequence[str]) -> tuple[int, int] | None:
+    """`kpt_shape` of a yaml: the number of keypoints, and of values of each. DataError where it cannot be."""
+    for name in sorted(name for name in top if name.lower().endswith((".yaml", ".yml"))):
+        try:
+            found = yaml.safe_load(read_text(tree, name) or "")
+        except (yaml.YAMLError, RecursionError):
+            continue
+        shape = found.get("kpt_shape") if isinstance(found, Mapping) else None
+        if shape is None:
+            continue
+        if not (isinstance(shape, list) and len(shape) == 2 and type(shape[0]) is int and shape[1] in (2, 3)):
+            raise DataError(f"{printable(name)} has kpt_shape {printable(str(shape))[:60]}: expected [number, 2 or 3].")
+        return shape[0], shape[1]
+    return None
+
+
+def _lonely(tree: Tree, pairs: Pairs) -> int:
     """Number of text files of train without an image. DataError where one of another split has none."""
-    names = files_below(tree, f"{folder}/")
-    keys = [name.removeprefix(f"{folder}/").removesuffix(".txt") for name in names if name.endswith(".txt")]
-    lost = [key for key in sorted(keys) if key not in pictures and "/" in key]
-    tested = [key for key in lost if split_of(key.split("/")[0]) != "train"]
+    if pairs.folder == BESIDE:
+        return 0  # any text may be beside images
+    texts = set(pairs.texts.values())
+    roots = {_label_root(text, pairs.folder) for text in texts}
+    lost: dict[str, list[str]] = {}
+    for name in sorted(files_below(tree, "")):
+        root, file = _label_root(name, pairs.folder), posixpath.basename(name)
+        if root in roots and name.endswith(".txt") and name not in texts and file != "classes.txt":
+            split = folder_split(name)
+            lost.setdefault(split or "", []).append(name.removeprefix(f"{root}/").removesuffix(".txt"))
+    tested = [name for split, names in lost.items() if split not in ("train", "") for name in names]
     if tested:
-        raise missing_pictures(f"{folder}/", tested)
-    return len(lost)
+        raise missing_pictures(f"{pairs.folder}/", tested)
+    return len(lost.get("train", ()))
+
+
+def _label_root(text: str, folder: str) -> str:
+    """`a/labels` of a/labels/train/x.txt; an empty string where the folder is not in the path."""
+    before, found, _ = f"/{text}".rpartition(f"/{folder}/")
+    return f"{before}/{folder}".lstrip("/") if found and folder else ""
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(name)[0]
+
+
+def _shown(names: Mapping[int, str]) -> str:
+    return shown([f"{key} {value}" for key, value in sorted(names.items())], 6)

@@ -14,7 +14,7 @@ from nolabel.methods import METHODS
 from nolabel.recipes import find
 from nolabel.settings import HEADINGS
 
-OLD_DEFAULTS = {"augment": "cpu", "view_engine": "torch"}
+OLD_DEFAULTS = {"augment": "cpu", "view_engine": "torch", "keep_masks": True}
 """Values of settings that the config.yaml of an older run does not have."""
 
 

@@ -14,6 +14,7 @@ from nolabel.data.bad_files import BadFile, BadImage
 from nolabel.data.decode import MAX_PIXELS, Facts, examine
 from nolabel.data.images import Images, fingerprint, read, scan, too_many_bad
 from nolabel.data.names import printable
+from nolabel.data.selection import BESIDE, MASK
 
 CHUNK = 1024  # images between two reports of progress
 
@@ -101,8 +102,12 @@ def format_check(report: CheckReport) -> str:
             lines.append(f"  {name:8}  {spread.min} to {spread.max} pixels, median {spread.median:g}")
     lines.append(f"  skipped   {num_bad:,} of {num_images:,} images ({num_bad / num_images:.1%})")
     lines += _by_reason(report.bad, limit=4)
-    lines.append(f"  ignored   {len(report.skipped):,} other entries" if report.skipped else "  ignored   nothing")
-    lines += _by_reason(report.skipped, limit=3)
+    for reason, head in ((MASK, "masks"), (BESIDE, "beside")):
+        found = [f"{bad.name} ({bad.detail})" for bad in report.skipped if bad.reason == reason]
+        lines += [f"  {head:8}  left out: {_short(printable(', '.join(found)), 200)}"] * bool(found)
+    others = [bad for bad in report.skipped if bad.reason not in (MASK, BESIDE)]
+    lines.append(f"  ignored   {len(others):,} other entries" if others else "  ignored   nothing")
+    lines += _by_reason(others, limit=3)
     copies = sum(len(group) - 1 for group in report.duplicates)
     lines.append(f"  equal     {copies:,} files are copies of another" + (":" if copies else ""))
     lines += [f"            {_short(', '.join(map(printable, group)))}" for group in report.duplicates[:1]]

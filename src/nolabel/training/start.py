@@ -18,7 +18,7 @@ from nolabel.config import (
     update,
 )
 from nolabel.config.load import config_yaml, load_run
-from nolabel.data.images import scan
+from nolabel.data.images import left_out, scan
 from nolabel.files import check_no_links
 from nolabel.progress import report_line
 from nolabel.runs import folder
@@ -41,7 +41,9 @@ def train(config: TrainConfig[Any], overwrite: bool = False) -> folder.Run:
         if distributed.is_main():
             folder.check_apart(out, {"DATA": config.data, "--labels": config.labels})
             folder.check_new(out, overwrite)
-        images = scan(config.data, config.subfolder)
+        images = scan(config.data, config.subfolder, config.keep_masks)
+        for line in left_out(images):
+            report_line(f"note: {config.data}: {line}")
         asked, config = config, resolve(config, len(images.names), distributed.world_size(), device)
         job = build(config, images, device)
         state_module.check_room(job)
@@ -82,7 +84,9 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
     with console.kept_stderr(), distributed.process_group(device):
         # A micro-batch that is given now is kept, even if it equals the one before.
         processes = None if "micro_batch" in (changed or {}) else resuming.processes_before(state)
-        job = build(split_over_processes(config, processes), scan(config.data, config.subfolder), device)
+        job = build(
+            split_over_processes(config, processes), scan(config.data, config.subfolder, config.keep_masks), device
+        )
         job = replace(job, written=config)
         with folder.locked(run.path) if distributed.is_main() else contextlib.nullcontext():
             with folder.storage(run.path):
@@ -109,7 +113,7 @@ def replay(path: str | Path) -> Record:
     check_no_links(run.path, folder.WRITTEN)
     config = load_run(run.path)
     device = find_device(config.device)
-    job = build(config, scan(config.data, config.subfolder), device)
+    job = build(config, scan(config.data, config.subfolder, config.keep_masks), device)
     step, _ = state_module.restore(job, "capture")
     batch = next(job.batches(range(step, step + 1), 0))
     return training_step(job, on_device(job, batch), job.clock(step))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nolabel.data.bad_files import BadImage
 from nolabel.data.decode import MAX_PIXELS, decode
-from nolabel.data.images import Images, check_folders, fingerprint, read, scan
+from nolabel.data.images import Images, check_folders, check_listed, fingerprint, read, scan
 from nolabel.data.names import printable
 from nolabel.data.sources.source import MISSING, UNREADABLE
 from nolabel.errors import DataError
@@ -35,6 +35,7 @@ def open_tree(data: str | Path) -> Tree:
     """The files of DATA. Raises DataError where it is missing, holds no image, or is a text file of paths."""
     images = scan(data, "")
     check_folders(images, data, "masks: expected a folder or a zip.")
+    check_listed(images, data)
     top = posixpath.commonpath([posixpath.dirname(name) for name in images.names])
     top = f"{top}/" if top else ""
     return Tree(images, top, frozenset(name.removeprefix(top) for name in images.names))

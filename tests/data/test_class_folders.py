@@ -104,8 +104,8 @@ TREES: dict[str, tuple[list[str], dict[str, int], tuple[str, ...]]] = {
         ("*_mask.png (2 files, the first is cat/0_mask.png)",),
     ),
     "masks beside": (
-        [*classes("images"), "annotations/0.png"],
-        {"all": 4},
+        [*classes("images/train", "images/test"), "annotations/0.png"],
+        {"train": 4, "test": 4},
         ("annotations/ (1 file, the first is annotations/0.png)",),
     ),
     "train is a class": (["bus/0.jpg", "car/0.jpg", "train/0.jpg"], {"all": 3}, ()),
@@ -146,7 +146,8 @@ REFUSED = {
         classes("train", names=("train", "val")) + classes("val"),
         r"\(1\) train, val as classes of train",
     ),
-    "images as a class": (["images/0.jpg", "other/0.jpg"], "images/ holds pictures of all kinds, beside other"),
+    "images as a class": (["images/0.jpg", "other/0.jpg"], "images/ holds pictures of all kinds\nIt lies beside other"),
+    "clips": (classes("frames", "masks"), "frames/ holds pictures of all kinds"),
     "masks only": (["images/0.jpg", "masks/0.png"], r"two class folders with images but 1[^0]"),
 }
 

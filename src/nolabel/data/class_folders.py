@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nolabel.data.masks import is_pictures
 from nolabel.data.names import Names, ancestors, printable
 from nolabel.data.splits import PICTURE_WORDS, PLAIN_WORDS, SPLITS, looks_like, split_of, splits_of, words
 from nolabel.errors import DataError
@@ -60,10 +61,17 @@ class Labels(NamedTuple):
     """Images that are in no class, in words."""
 
 
-def read_folders(names: Names, data: str) -> Labels:
-    """The labels of images in class folders. DataError where there are two ways to read them; `data` is for errors."""
+def read_folders(names: Names, data: str, masks: Sequence[str] = ()) -> Labels:
+    """The labels of images in class folders. DataError where there are two ways to read them; `data` is for errors.
+
+    `masks` are folders of masks that were left out: what lies beside them may be clips as well as classes.
+    """
     tree = folder_tree(names)
     reading = read_tree(tree, data)
+    (top, first), *_ = reading.parts.items()
+    pictures = next((f"{above}{name}/" for above, name in ancestors(top) if is_pictures(name)), "")
+    if masks and pictures and first == Part("all"):
+        raise _of_all_kinds(pictures, masks, data)
     labels = []
     for folder in names.folders.strings():
         label: tuple[str, ...] = ()
@@ -205,11 +213,15 @@ def _check_classes(kids: Sequence[str], at: str, data: str) -> None:
     odd = [kid for kid in kids if all(word in _OF_ALL_KINDS or word.isdigit() for word in words(kid)) and words(kid)]
     odd = [kid for kid in odd if set(words(kid)) & PICTURE_WORDS]
     if odd and len(kids) > 1:
-        raise DataError(
-            f"{data} holds no class folders: {_shown(at + odd[0] + '/')} holds pictures of all kinds, beside "
-            f"{_list([kid for kid in kids if kid not in odd[:1]])}.\n"
-            f"If the classes are in {_shown(at + odd[0] + '/')}, give that folder; if it is a class, rename it."
-        )
+        raise _of_all_kinds(f"{at}{odd[0]}/", [kid for kid in kids if kid != odd[0]], data)
+
+
+def _of_all_kinds(folder: str, beside: Iterable[str], data: str) -> DataError:
+    return DataError(
+        f"no class folders: {_shown(folder)} holds pictures of all kinds\n"
+        f"It lies beside {_list(beside)} in {data}.\n"
+        f"If the classes are in {_shown(folder)}, give that folder; if it is a class, rename it."
+    )
 
 
 def _no_class_folders(splits: dict[str, str], top: str, data: str) -> DataError:

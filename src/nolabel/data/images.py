@@ -127,7 +127,11 @@ def scan_labelled(data: str | Path) -> dict[str, LabelledImages]:
         check_listed(images, data)
         images = leave_out_masks(images)
     names = _compact(images.names)
-    found = read_folders(names, _shown(data)) if listing.labels is None else read_column(listing.labels)
+    masks = [bad for bad in images.skipped if bad.reason == MASK]
+    if listing.labels is None:
+        found = read_folders(names, _shown(data), [bad.name for bad in masks if bad.name.endswith("/")])
+    else:
+        found = read_column(listing.labels)
     classes = sorted({label[1] for label in found.labels if label}, key=name_bytes)
     if len(classes) < 2:
         layout = "Expected CLASS/IMAGE for every class, or train/CLASS/IMAGE with val/ or test/ beside it"
@@ -136,7 +140,7 @@ def scan_labelled(data: str | Path) -> dict[str, LabelledImages]:
     check_spelling(classes)
     places = {name: i for i, name in enumerate(classes)}
     label = np.array([places[one[1]] if one else -1 for one in found.labels])
-    unused = (*(f"{bad.name} ({bad.detail})" for bad in images.skipped if bad.reason == MASK), *found.unused)
+    unused = (*(f"{bad.name} ({bad.detail})" for bad in masks), *found.unused)
     splits = {}
     for key in (*SPLITS, "all"):
         own = np.array([bool(one) and one[0] == key for one in found.labels])

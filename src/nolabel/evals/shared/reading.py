@@ -48,5 +48,12 @@ def report_reading(
         console.note(f"not used: {printable(', '.join(unused))}")
 
 
+def report_images(number: int, images: Images, what: str = "images") -> list[str]:
+    """Print how many images are used, and what the scan left out; gives the latter as notes for a result."""
+    unused = left_out(images)
+    report_reading({what: (number, "")}, unused=unused)
+    return unused
+
+
 def _place(name: str, place: str) -> str:
     return f" in {printable(place)}" if place and place != f"{name}/" else ""

@@ -131,7 +131,10 @@ def test_masks_beside_images_are_left_out(tmp_path: Path, folder: str, packed: b
     names = (f"{folder}/s/1.jpg", "masks/s/1.png", "cover.jpg", "boxes/1.txt")
     data = pack(tmp_path / "d.zip", *names) if packed else plant(tmp_path / "d", *names)
     assert scan(data).names == (f"{folder}/s/1.jpg",)
-    assert scan(data).skipped == ()
+    assert scan(data).skipped == (
+        ("cover.jpg", "beside images", "1 file, the first is cover.jpg", 0),
+        ("masks/", "beside images", "1 file, the first is masks/s/1.png", 0),
+    )
     assert scan(data, "masks").names == ("masks/s/1.png",)
     assert scan(data, "masks/s/").names == ("masks/s/1.png",)
     with pytest.raises(DataError, match="an image below boxes"):
@@ -144,7 +147,7 @@ def test_a_zip_of_one_folder_is_seen_through(tmp_path: Path) -> None:
 
 
 def test_an_images_folder_deeper_down_is_nothing_special(tmp_path: Path) -> None:
-    assert len(scan(plant(tmp_path, "a/images/1.jpg", "a/masks/1.png")).names) == 2
+    assert len(scan(plant(tmp_path, "a/images/1.jpg", "a/more/1.png", "b/1.png")).names) == 3
 
 
 # ---- what is skipped -----------------------------------------------------------------------------
@@ -461,10 +464,11 @@ def test_a_split_of_void_alone_is_none(tmp_path: Path) -> None:
 
 
 def test_plain_class_folders(tmp_path: Path) -> None:
-    found = scan_labelled(plant(tmp_path, "bus/1.jpg", "train/2.jpg", "val/3.jpg", "loose.jpg"))
-    assert list(found) == ["all"]  # train and val hold images and no class folders: they are classes
-    assert found["all"].classes == ("bus", "train", "val")
+    found = scan_labelled(plant(tmp_path, "bus/1.jpg", "train/2.jpg", "car/3.jpg", "loose.jpg"))
+    assert list(found) == ["all"]  # train holds images and no class folders: it is a class
+    assert found["all"].classes == ("bus", "car", "train")
     assert found["all"].labels == (0, 1, 2)
+    assert found["all"].unused == ("1 image beside the class folders in the root",)
 
 
 def test_three_splits_and_the_order_of_classes(tmp_path: Path) -> None:

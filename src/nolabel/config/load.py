@@ -18,6 +18,7 @@ OLD_DEFAULTS: dict[str, Any] = {
     "augment": "cpu",
     "view_engine": "torch",
     "positions": "timm",
+    "keep_masks": True,
     "optim": {"lars_rate": "inside"},
 }
 """Values of settings that the config.yaml of an older run does not have."""

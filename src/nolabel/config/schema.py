@@ -35,6 +35,8 @@ class TrainConfig(Generic[M]):
     """Labelled images (class folders, or train + val) for k-NN while training; never trained on."""
     subfolder: Annotated[str | None, Mark("data", "safe")] = None
     """Train only on the images below this folder of DATA, such as train."""
+    keep_masks: Annotated[bool, Mark("data", "safe")] = False
+    """Train on masks, too: by default files that are named as masks of photos are left out."""
     mean: Annotated[tuple[float, float, float], Mark("data", "refused")] = IMAGENET_MEAN
     """Mean per channel, subtracted from images in 0..1."""
     std: Annotated[tuple[float, float, float], Mark("data", "refused")] = IMAGENET_STD

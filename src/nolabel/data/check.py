@@ -15,6 +15,7 @@ from nolabel.data.decode import MAX_PIXELS, Facts, examine
 from nolabel.data.images import Images, fingerprint, read, scan
 from nolabel.data.missing import describe_unused, is_incomplete
 from nolabel.data.names import printable
+from nolabel.data.selection import BESIDE, MASK
 
 CHUNK = 1024  # images between two reports of progress
 
@@ -106,8 +107,12 @@ def format_check(report: CheckReport) -> str:
             lines.append(f"  {name:8}  {spread.min} to {spread.max} pixels, median {spread.median:g}")
     lines.append(f"  skipped   {num_bad:,} of {num_images:,} images ({num_bad / num_images:.1%})")
     lines += _by_reason(report.bad, limit=4)
-    lines.append(f"  ignored   {len(report.skipped):,} other entries" if report.skipped else "  ignored   nothing")
-    lines += _by_reason(report.skipped, limit=3)
+    for reason, head in ((MASK, "masks"), (BESIDE, "beside")):
+        found = [f"{bad.name} ({bad.detail})" for bad in report.skipped if bad.reason == reason]
+        lines += [f"  {head:8}  left out: {_short(printable(', '.join(found)), 200)}"] * bool(found)
+    others = [bad for bad in report.skipped if bad.reason not in (MASK, BESIDE)]
+    lines.append(f"  ignored   {len(others):,} other entries" if others else "  ignored   nothing")
+    lines += _by_reason(others, limit=3)
     lines += [f"            {_short(report.unused, 300)}"] if report.unused else []
     copies = sum(len(group) - 1 for group in report.duplicates)
     lines.append(f"  equal     {copies:,} files are copies of another" + (":" if copies else ""))

@@ -6,20 +6,22 @@ DATA is one of `sources.SOURCES`; `docs/reference/data-formats.md` has the rules
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nolabel import catalog
 from nolabel.data.bad_files import BadFile, BadImage
+from nolabel.data.class_folders import check_spelling, read_column, read_folders
+from nolabel.data.masks import find_masks
 from nolabel.data.missing import check_missing, describe_unused
 from nolabel.data.names import Names, compact, name_bytes, printable
-from nolabel.data.selection import SPLITS, SUFFIXES, find_wrapper
+from nolabel.data.selection import BESIDE, MASK, SUFFIXES, choose_folders, files_in_words
 from nolabel.data.sources import SOURCES, find_source
 from nolabel.data.sources.source import MISSING, UNREADABLE, Listing, Source, Tops
+from nolabel.data.splits import SPLITS
 from nolabel.errors import DataError
 
 
@@ -49,50 +51,115 @@ class LabelledImages(NamedTuple):
     """Positions in `classes`, one per image."""
     classes: tuple[str, ...]
     """Sorted names of the classes of all splits together."""
+    place: str = ""
+    """Folder of the split in DATA, with a `/` at the end; empty for the root, several folders and a column."""
+    unused: tuple[str, ...] = ()
+    """Images of DATA that are in no split, in words: equal for all splits."""
 
 
-def scan(data: str | Path, subfolder: str | None = None) -> Images:
-    """The images of DATA; only those below `subfolder` where one is given.
+def scan(data: str | Path, subfolder: str | None = None, keep_masks: bool = False) -> Images:
+    """The images of DATA without masks (`masks.py`); only those below `subfolder` where one is given.
 
-    Raises DataError when DATA is missing, is nothing of these, or holds no image.
+    With `keep_masks`, and for an empty `subfolder`, masks are images, too. Raises DataError when DATA is missing, is
+    nothing of these, or holds no image.
     """
     images, _ = _scan(data, None if subfolder is None else (subfolder.strip("/"),))
+    if not keep_masks and subfolder != "":
+        if subfolder is None and images.source.has_folders:
+            names, beside = choose_folders(_compact(images.names))
+            images = images._replace(names=names, skipped=(*images.skipped, *beside))
+        images = leave_out_masks(images)
     if not images.names:
         what = "an image" + (f" below {subfolder}" if subfolder else "")
         raise _nothing_found(data, images.skipped, what, describe_unused(images.source, images.root, images.skipped))
     return images
 
 
+def leave_out_masks(images: Images) -> Images:
+    """The images without masks, which are in `skipped`, a record for each kind."""
+    names = _compact(images.names)
+    groups = find_masks(names)
+    if not groups:
+        return images
+    keep = np.ones(len(names), bool)
+    for group in groups:
+        keep[group.rows] = False
+    masks = [BadFile(group.name, MASK, files_in_words(names.take(group.rows)), 0) for group in groups]
+    return images._replace(names=names.take(np.flatnonzero(keep)), skipped=(*images.skipped, *masks))
+
+
+_MASKS = {MASK: "taken for masks and left out", BESIDE: "beside the folders of images and left out"}
+_FOLDERS = {"unreadable folder": "left out, as they cannot be listed"}
+
+
+def describe_masks(images: Images) -> list[str]:
+    """Lines on masks, and on files beside the folders of images, that the scan left out."""
+    return _describe(images, _MASKS)
+
+
+def left_out(images: Images) -> list[str]:
+    """Lines on all that the scan left out and a reader of results must know."""
+    return _describe(images, _MASKS | _FOLDERS)
+
+
+def _describe(images: Images, reasons: Mapping[str, str]) -> list[str]:
+    lines = []
+    for reason, what in reasons.items():
+        found = [f"{bad.name} ({bad.detail})" for bad in images.skipped if bad.reason == reason]
+        if found:
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            lines.append(f"{what}: {printable(', '.join(found[:5]))}{more}")
+    return lines
+
+
+def check_listed(images: Images, data: str | Path) -> None:
+    """DataError where a folder of DATA cannot be listed: a split or a class may be in it."""
+    shut = [bad for bad in images.skipped if bad.reason in ("unreadable folder", "missing") and bad.name.endswith("/")]
+    if shut:
+        more = f", nor {len(shut) - 1} more" if len(shut) > 1 else ""
+        raise DataError(
+            f"{printable(shut[0].name)} of {_shown(data)} cannot be listed ({printable(shut[0].detail)}){more}.\n"
+            "A split or a class may be in it: make it readable, or take it out."
+        )
+
+
 def scan_labelled(data: str | Path) -> dict[str, LabelledImages]:
     """The images of class folders: keyed by those of train, val and test that exist, or `all` without splits.
 
-    A folder counts as a split when it holds folders with images. A source with a column of labels is read by that
-    column instead. Raises DataError as `scan` does, for a text file of paths, and for fewer than two classes.
+    Splits are known by their names (`splits.py`), in any depth below folders that hold everything. A source with a
+    column of labels is read by that column instead. Raises DataError as `scan` does, for a text file of paths, for
+    fewer than two classes, for folders that cannot be listed, and for trees that can be read in two ways.
     """
     images, listing = _scan(data, ("",))
-    check_missing(images.names, images.skipped, data)
     if listing.labels is None:
         check_folders(
             images, data, "classes.\nExpected a folder or a zip of class folders, or a list with a column label."
         )
-    names = images.names if isinstance(images.names, Names) else compact(images.names)
-    labels, group = _by_folder(images, names) if listing.labels is None else _by_column(listing.labels, names)
-    keys: tuple[str, ...] = tuple(s for s in SPLITS if any(len(p) > 1 and p[0] == s and p[1] != "void" for p in labels))
-    if not keys:
-        keys, labels = ("all",), [("all", *p) for p in labels]
-    used = [len(p) > 1 and p[0] in keys and p[1] != "void" for p in labels]
-    classes = sorted({p[1] for p, use in zip(labels, used, strict=True) if use}, key=name_bytes)
+        check_listed(images, data)
+        images = leave_out_masks(images)
+    check_missing(images.names, images.skipped, data)
+    names = _compact(images.names)
+    masks = [bad for bad in images.skipped if bad.reason == MASK]
+    if listing.labels is None:
+        found = read_folders(names, _shown(data), [bad.name for bad in masks if bad.name.endswith("/")])
+    else:
+        found = read_column(listing.labels)
+    classes = sorted({label[1] for label in found.labels if label}, key=name_bytes)
     if len(classes) < 2:
         layout = "Expected CLASS/IMAGE for every class, or train/CLASS/IMAGE with val/ or test/ beside it"
         expected = f"two class folders with images but {len(classes)}.\n{layout}"
         raise _nothing_found(data, images.skipped, expected if listing.labels is None else "images of two classes")
-    label = np.array([classes.index(p[1]) if use else -1 for p, use in zip(labels, used, strict=True)])
+    check_spelling(classes)
+    places = {name: i for i, name in enumerate(classes)}
+    label = np.array([places[one[1]] if one else -1 for one in found.labels])
+    unused = (*(f"{bad.name} ({bad.detail})" for bad in masks), *found.unused)
     splits = {}
-    for key in keys:
-        own = np.array([use and p[0] == key for p, use in zip(labels, used, strict=True)])
-        rows = np.flatnonzero(own[group])
-        part = images._replace(names=names.take(rows))
-        splits[key] = LabelledImages(part, tuple(label[group[rows]].tolist()), tuple(classes))
+    for key in (*SPLITS, "all"):
+        own = np.array([bool(one) and one[0] == key for one in found.labels])
+        if own.any():
+            rows = np.flatnonzero(own[found.group])
+            part, numbers = images._replace(names=names.take(rows)), tuple(label[found.group[rows]].tolist())
+            splits[key] = LabelledImages(part, numbers, tuple(classes), found.places.get(key, ""), unused)
     return splits
 
 
@@ -123,6 +190,10 @@ def fingerprint(images: Images) -> str:
     return digest.hexdigest()[:16]
 
 
+def _compact(names: Sequence[str]) -> Names:
+    return names if isinstance(names, Names) else compact(names)
+
+
 def _scan(data: str | Path, tops: Tops) -> tuple[Images, Listing]:
     """The images of DATA, as record and as its source lists them. Raises DataError."""
     kind = find_source(data)
@@ -132,20 +203,6 @@ def _scan(data: str | Path, tops: Tops) -> tuple[Images, Listing]:
         message = SOURCES[kind].unreadable
         raise DataError(message.format(data=_shown(data), error=printable(str(error)))) from None
     return Images(listing.root, kind, listing.names, listing.skipped), listing
-
-
-def _by_folder(images: Images, names: Names) -> tuple[list[tuple[str, ...]], NDArray[np.int32]]:
-    """The parts of each folder's path, such as (split, class), and for each image its folder."""
-    top = find_wrapper(names) if images.source.may_wrap else ""
-    return [tuple(folder.removeprefix(top).split("/")[:-1]) for folder in names.folders.strings()], names.folder
-
-
-def _by_column(column: Sequence[tuple[str, ...]], names: Names) -> tuple[list[tuple[str, ...]], NDArray[np.int32]]:
-    """The distinct labels of a column, and for each image the place of its own."""
-    places: dict[tuple[str, ...], int] = {}
-    assert len(column) == len(names), "a source gives one label per name"
-    group = np.array([places.setdefault(label, len(places)) for label in column], np.int32)
-    return list(places), group
 
 
 def _nothing_found(data: str | Path, skipped: Sequence[BadFile], expected: str, unused: str = "") -> DataError:

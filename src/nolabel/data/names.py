@@ -24,6 +24,14 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode() for c in name)
 
 
+def ancestors(folder: str) -> Iterator[tuple[str, str]]:
+    """The steps to a folder that ends in `/`: `a/b/` -> ("", a), (a/, b)."""
+    above = ""
+    for name in folder.split("/")[:-1]:
+        yield above, name
+        above += f"{name}/"
+
+
 class Texts(NamedTuple):
     """Strings of bytes in one buffer, 12 more bytes each."""
 

@@ -4,13 +4,19 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from nolabel.data.bad_files import BadFile
 from nolabel.data.names import Folder, Names, compact, folder_of, merge, name_bytes
+from nolabel.data.splits import SPLITS, split_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm")
 IMAGE_FOLDERS = ("images", "frames", "jpg")
 """Where the root holds one of these, only it is scanned: masks, boxes and the like are beside it."""
-SPLITS = ("train", "val", "test")
+MASK = "mask"
+"""The reason for which masks are left out."""
+BESIDE = "beside images"
+"""The reason for files beside one of IMAGE_FOLDERS."""
 
 
 class Entry(NamedTuple):
@@ -53,6 +59,41 @@ def find_wrapper(names: Names) -> str:
     tops = {folder.partition("/")[0] for folder in names.folders.strings()}
     top = tops.pop() if len(tops) == 1 else ""
     return top + "/" if top and top not in (*SPLITS, *IMAGE_FOLDERS) else ""
+
+
+def choose_folders(names: Names) -> tuple[Names, list[BadFile]]:
+    """Only the images in IMAGE_FOLDERS where the folder that holds everything holds one; and what lies beside them."""
+    folders = names.folders.strings()
+    used = {i: folders[i] for i in np.unique(names.folder).tolist()}
+    top = ""
+    while len(kids := {folder[len(top) :].partition("/")[0] for folder in used.values()}) == 1:
+        (kid,) = kids
+        if not kid or kid in IMAGE_FOLDERS or split_of(kid):
+            return names, []
+        top += f"{kid}/"
+    chosen = tuple(f"{top}{kid}/" for kid in kids if kid in IMAGE_FOLDERS)
+    if not chosen:
+        return names, []
+    inside = np.zeros(len(folders), bool)
+    inside[[i for i, folder in used.items() if folder.startswith(chosen)]] = True
+    images = inside[names.folder]
+    return names.take(np.flatnonzero(images)), group_beside(names.take(np.flatnonzero(~images)), top)
+
+
+def group_beside(names: Names, top: str = "") -> list[BadFile]:
+    """A record for each folder right in `top`, and one for its files, of images that lie beside IMAGE_FOLDERS."""
+    folders = names.folders.strings()
+    groups: dict[str, list[int]] = {}
+    for i in np.unique(names.folder).tolist():
+        kid, below, _ = folders[i][len(top) :].partition("/")
+        groups.setdefault(f"{top}{kid}{below}", []).append(i)
+    found = {name: names.take(np.flatnonzero(np.isin(names.folder, below))) for name, below in sorted(groups.items())}
+    return [BadFile(name or few[0], BESIDE, files_in_words(few), 0) for name, few in found.items()]
+
+
+def files_in_words(names: Sequence[str]) -> str:
+    """`12 files, the first is masks/0.png`."""
+    return f"{len(names):,} file{'s' * (len(names) > 1)}, the first is {names[0]}"
 
 
 def select_by_folder(contents: Iterable[FolderContent]) -> tuple[Names, tuple[BadFile, ...]]:

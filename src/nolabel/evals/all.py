@@ -118,7 +118,8 @@ def _run_all(
         except (DataError, UsageError) as error:
             notes.append(_left_out(name, str(error).splitlines()[0]))
             continue
-        notes += [f"{name}: {note}" for note in result["notes"]]
+        told = {note.partition(": ")[2] for note in notes}
+        notes += [f"{name}: {note}" for note in result["notes"] if note not in told]
         if other is not None:
             try:
                 bare = run(protocol, other, data, replace(settings, floor=False))

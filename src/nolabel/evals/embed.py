@@ -15,6 +15,7 @@ from nolabel.errors import StorageError, UsageError
 from nolabel.evals.protocol import EvalConfig, cache_folder, check_common, describe_weights
 from nolabel.evals.shared.cache import features
 from nolabel.evals.shared.pieces import Layout, pieces_of
+from nolabel.evals.shared.reading import report_splits
 from nolabel.files import replacing
 from nolabel.weights.load import Loaded
 
@@ -47,6 +48,7 @@ def embed_images(
     check_format(out)
     pieces = pieces_of(loaded.backbone, layout, before_norm)
     splits = scan_labelled(data) if labelled else {"": _without_labels(_complete(data))}
+    report_splits(splits)
     folder = cache_folder(loaded, config)
     columns: dict[str, list[Any]] = {"ids": [], "split": [], "label": []}
     parts = []

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from nolabel.errors import DataError, UsageError
-from nolabel.evals.shared.results import data_name, write_result
+from nolabel.evals.shared.results import data_fingerprint, data_name, write_result
 from nolabel.files import check_no_links
 from nolabel.networks.backbones import backbone
 from nolabel.networks.precision import Precision
@@ -137,7 +137,10 @@ def run(
     }
     if out is not None:
         seconds = {"weights": learned - start, "floor": time.perf_counter() - learned}
-        write_result(out, result, measured.times or time_record(seconds, config))
+        times = dict(measured.times or time_record(seconds, config))
+        if known := data_fingerprint(data):
+            times["data"] = known
+        write_result(out, result, times)
         measured.write_files(out.with_suffix(""))
     return result
 

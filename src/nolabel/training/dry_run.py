@@ -35,7 +35,7 @@ class Estimate(NamedTuple):
 def estimate(config: TrainConfig[Any]) -> Estimate:
     """Build the run, take a few steps and throw it away."""
     device = find_device(config.device)
-    images = scan(config.data, config.subfolder)
+    images = scan(config.data, config.subfolder, config.keep_masks)
     check_missing(images.names, images.skipped, config.data)
     config = resolve(config, len(images.names), 1, device)
     job = build(config, images, device)

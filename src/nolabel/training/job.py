@@ -14,7 +14,7 @@ from nolabel import distributed
 from nolabel.config import TrainConfig, check, check_pass, plain, resolved
 from nolabel.config.load import method_name
 from nolabel.data.bad_files import BadFile
-from nolabel.data.images import Images, LabelledImages, fingerprint, scan_labelled
+from nolabel.data.images import Images, LabelledImages, describe_masks, fingerprint, scan_labelled
 from nolabel.data.loader import Batch, Stream, batches, waiting_bytes
 from nolabel.data.missing import describe_missing, describe_unused
 from nolabel.data.workers import fits_shared_memory
@@ -144,7 +144,7 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
 def describe_images(images: Images) -> list[str]:
     """Lines on files of DATA that are not used though they should be there, or are pictures."""
     unused = describe_unused(images.source, images.root, images.skipped)
-    return describe_missing(images.names, images.skipped) + ([unused] if unused else [])
+    return [*describe_missing(images.names, images.skipped), *describe_masks(images), *([unused] if unused else [])]
 
 
 def _set_up_networks(method: Method, config: TrainConfig[Any], device: torch.device) -> None:

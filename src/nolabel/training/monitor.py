@@ -18,6 +18,7 @@ from nolabel.data.order import images_at
 from nolabel.errors import NumericError
 from nolabel.evals.classification import knn
 from nolabel.evals.shared.features import Pixels, embed, in_batches
+from nolabel.evals.shared.reading import report_splits
 from nolabel.files import replacing
 from nolabel.health.diagnosis import Diagnosis, diagnose
 from nolabel.health.facts import RunFacts, collect_facts
@@ -67,6 +68,10 @@ def open_monitor(job: Job) -> Monitor:
     most = min(5000, MAX_BYTES // (3 * size * size))
     workers, interpolation = resolved(config.workers), job.method.views()[0].interpolation
     labelled = knn.monitor_images(job.labelled, size, most, workers, interpolation) if job.labelled else None
+    if job.labelled:
+        watched = next((split for split in ("val", "test") if split in job.labelled), "every image against all others")
+        rest = ", test is not used while training" if {"val", "test"} <= job.labelled.keys() else ""
+        report_splits(job.labelled, watched + rest)
     sample = _sample(job.stream.images, size, config.seed, _sample_size(job))
     pictures = _sample(job.stream.images, _picture_side(job), config.seed, NUM_PICTURES)
     written = folder.Run(job.out)

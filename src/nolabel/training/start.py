@@ -45,7 +45,7 @@ def train(config: TrainConfig[Any], overwrite: bool = False) -> folder.Run:
         if distributed.is_main():
             folder.check_apart(out, {"DATA": config.data, "--labels": config.labels})
             folder.check_new(out, overwrite)
-        images = scan(config.data, config.subfolder)
+        images = scan(config.data, config.subfolder, config.keep_masks)
         check_missing(images.names, images.skipped, config.data)
         asked, config = config, resolve(config, len(images.names), distributed.world_size(), device)
         job = build(config, images, device)
@@ -112,7 +112,7 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
 def _scan_again(config: TrainConfig[Any], path: Path | str) -> Images:
     """The images of a run that goes on. DataError with the command for data that moved."""
     if os.path.lexists(config.data):
-        return scan(config.data, config.subfolder)
+        return scan(config.data, config.subfolder, config.keep_masks)
     raise DataError(
         f"{printable(config.data)}, the images of this run, is not there any more.\n"
         f"Where the data moved, name its new place: nolabel resume {path} NEW_DATA"
@@ -125,7 +125,7 @@ def replay(path: str | Path) -> Record:
     check_no_links(run.path, folder.WRITTEN)
     config = load_run(run.path)
     device = find_device(config.device)
-    job = build(config, scan(config.data, config.subfolder), device)
+    job = build(config, scan(config.data, config.subfolder, config.keep_masks), device)
     step, _ = state_module.restore(job, "capture")
     batch = next(job.batches(range(step, step + 1), 0))
     return training_step(job, on_device(job, batch), job.clock(step))

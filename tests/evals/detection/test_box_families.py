@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from nolabel.data.splits import split_of
 from nolabel.errors import DataError
 from nolabel.evals.detection.box_layouts import scan_boxed, split_file, write_share
-from nolabel.evals.detection.boxes import Boxed, describe_boxed, read_annotated, split_of
+from nolabel.evals.detection.boxes import Boxed, describe_boxed, read_annotated
 
 W, H = 64, 48
 BOXES = ((0, 8, 8, 16, 16), (1, 32, 16, 24, 24))  # class, x, y, width, height in pixels

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from nolabel.data.selection import SPLITS, SUFFIXES
+from nolabel.data.selection import SUFFIXES
+from nolabel.data.splits import split_of
 
 SAMPLE = 200
 """Lines by which the form of the text is judged."""
@@ -132,16 +133,10 @@ def _column(rows: Sequence[Cells], at: int | None) -> list[str] | None:
 
 
 def _labels(classes: Iterable[str], splits: Sequence[str] | None) -> list[tuple[str, ...]]:
-    found = [_split_of(name) for name in splits] if splits else []
+    found = [split_of(name) for name in splits] if splits else []
     if found and all(found):
         return [(split, name) if name else () for split, name in zip(found, classes, strict=True) if split]
     return [(name,) if name else () for name in classes]
-
-
-def _split_of(name: str) -> str | None:
-    word = name.strip().lower()
-    full = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}.get(word, word)
-    return full if full in SPLITS else None
 
 
 def _json(lines: Sequence[str]) -> list[Cells] | None:

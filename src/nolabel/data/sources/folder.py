@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from nolabel import marks
 from nolabel.data.bad_files import BadImage
-from nolabel.data.names import name_bytes
-from nolabel.data.selection import IMAGE_FOLDERS, Entry, FolderContent, is_junk, select_by_folder
+from nolabel.data.names import compact, name_bytes
+from nolabel.data.selection import IMAGE_FOLDERS, Entry, FolderContent, group_beside, is_junk, select_by_folder
 from nolabel.data.sources.source import Listing, Source, Tops
 
 MAX_FILE_BYTES = 1 << 30  # 8-bit RGBA without compression at decode's pixel limit is below it
@@ -18,7 +18,11 @@ def list_images(path: str, tops: Tops) -> Listing:
     if tops is None:
         there = {top: os.path.join(path, top) for top in IMAGE_FOLDERS}
         tops = [top for top, inside in there.items() if os.path.isdir(inside) and not marks.made_by_nolabel(inside)]
-    return Listing(path, *select_by_folder(_walk(path, tops or [""])))
+        names, skipped = select_by_folder(_walk(path, tops)) if tops else (compact(()), ())
+        if names:
+            return Listing(path, names, (*skipped, *group_beside(select_by_folder(_walk(path, [""], tops))[0])))
+        tops = [""]  # no such folder, or none with images
+    return Listing(path, *select_by_folder(_walk(path, tops)))
 
 
 def read(root: str, name: str) -> bytes:
@@ -67,14 +71,16 @@ def check_file(name: str, path: str) -> Entry:
     return Entry(name, "", "", info.st_size) if stat.S_ISREG(info.st_mode) else Entry(name, "not a regular file")
 
 
-def _walk(root: str, tops: Sequence[str]) -> Iterator[FolderContent]:
-    """Everything below the folders `tops` of `root`. Links are followed, but no folder is entered twice.
+def _walk(root: str, tops: Sequence[str], but: Sequence[str] = ()) -> Iterator[FolderContent]:
+    """Everything below the folders `tops` of `root`, but for the folders `but`. No folder is entered twice, by no link.
 
     Linked folders come after all real ones, so a folder's own name wins over a link to it.
     """
     folders, links, seen = list(tops), list[str](), set[tuple[int, int]]()
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
+        if folder in but:
+            continue
         path = os.path.join(root, folder)
         try:
             info = os.stat(path)
@@ -118,7 +124,11 @@ def _sort_out(
     elif is_folder:
         (links if linked else folders).append(name)
     elif not entry.is_file(follow_symlinks=False):
-        content.others.append(check_file(name, entry.path))
+        found = check_file(name, entry.path)
+        # A link to nothing may be a folder whose disk is not mounted; one to itself never was.
+        gone = linked and not os.path.splitext(name)[1] and not os.path.exists(os.path.realpath(entry.path))
+        loop = os.path.islink(os.path.realpath(entry.path))
+        content.others.append(found._replace(name=f"{name}/") if gone and not loop else found)
 
 
 SOURCE = Source(os.path.isdir, list_images, read, facts, has, files_below, os.listdir)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nolabel.data.bad_files import BadImage
+from nolabel.data.bad_files import BadFile, BadImage
 from nolabel.data.names import compact, name_bytes
-from nolabel.data.selection import IMAGE_FOLDERS, Entry, find_wrapper, inside, is_junk, select
+from nolabel.data.selection import IMAGE_FOLDERS, Entry, find_wrapper, group_beside, inside, is_junk, select
 from nolabel.data.sources import members
 from nolabel.data.sources.members import Members
 from nolabel.data.sources.source import Listing, Source, Tops
@@ -55,13 +55,17 @@ def recognises(path: str) -> bool:
 def list_images(path: str, tops: Tops) -> Listing:
     """The images among the members. Raises what `zipfile` raises."""
     entries = _without_runs(_entries(path))
+    beside = list[BadFile]()
     if tops is None:
-        top = find_wrapper(select(entries)[0])
-        files = [entry.name for entry in entries if not entry.name.endswith("/")]
-        tops = [top + t for t in IMAGE_FOLDERS if any(name.startswith(f"{top}{t}/") for name in files)]
+        all_names = select(entries)[0]
+        top = find_wrapper(all_names)
+        tops = [top + t for t in IMAGE_FOLDERS if any(name.startswith(f"{top}{t}/") for name in all_names)]
+        if tops:
+            inner = tuple(f"{one}/" for one in tops)
+            beside = group_beside(compact(name for name in all_names if not name.startswith(inner)), top)
     names, skipped = select(inside(entries, tops))
     every, chosen = _open(path).members.names, set(names)  # the same names, but in the buffer that is there already
-    return Listing(path, every.take([i for i, name in enumerate(every) if name in chosen]), skipped)
+    return Listing(path, every.take([i for i, name in enumerate(every) if name in chosen]), (*skipped, *beside))
 
 
 def read(root: str, name: str) -> bytes:

@@ -22,6 +22,7 @@ from nolabel.evals.classification.finetune_settings import (
 from nolabel.evals.classification.shots import draw_rows, read_lists
 from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol
 from nolabel.evals.shared.features import FeatureTable, decoded
+from nolabel.evals.shared.reading import data_notes
 from nolabel.evals.shared.tables import check_splits, describe_data, make_tables, pick, roles_with_test, tenth, usable
 from nolabel.files import write_json
 from nolabel.progress import progress
@@ -53,7 +54,7 @@ def measure(loaded: Loaded, data: str | Path, config: FinetuneConfig, folders: F
         metrics={case.name: trainer.run(loaded, case, folders.files) for case in cases},
         data=describe_data(parts, tables),
         settings={"schedule": config.schedule} | paper.recipe._asdict(),
-        notes=notes,
+        notes=[*notes, *data_notes(parts)],
         floor=lambda random: {"random_weights": {case.name: trainer.run(random, case, None) for case in cases}},
     )
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nolabel.data.images import LabelledImages, scan_labelled
+from nolabel.data.images import LabelledImages
 from nolabel.data.names import printable
 from nolabel.evals.classification.neighbours import (
     KS,
@@ -23,6 +23,7 @@ from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol
 from nolabel.evals.shared.cache import pooled
 from nolabel.evals.shared.features import Pixels, embed, evaluation_crop, in_batches, raw_pixels, read_pixels
 from nolabel.evals.shared.labelled import Roles, check_classes, roles, subset
+from nolabel.evals.shared.reading import data_notes, read_roles
 from nolabel.evals.shared.tables import Tables, describe_data, hold_out, make_tables
 from nolabel.networks.backbones import Backbone
 from nolabel.networks.precision import Precision
@@ -57,14 +58,14 @@ class MonitorImages(NamedTuple):
 def measure(loaded: Loaded, data: str | Path, config: KNNConfig, folders: Folders) -> Measured:
     """Accuracies in percent of the k-NN classifier."""
     check_settings(config.ks, config.temperature)
-    labelled = roles(scan_labelled(data))
+    labelled = read_roles(data)
     parts = labelled if labelled.test else labelled._replace(train=subset(labelled.train, MAX_LEAVE_ONE_OUT))
     tables = make_tables(parts, partial(pooled, loaded, config=config, folder=folders.cache))
     return Measured(
         metrics=_percent(_classify(tables, config)) | _choose_k(tables, config),
         data=describe_data(parts, tables),
         settings={"ks": config.ks, "temperature": config.temperature},
-        notes=_notes(tables, config, len(labelled.train.labels), parts.train),
+        notes=[*_notes(tables, config, len(labelled.train.labels), parts.train), *data_notes(parts)],
         floor=partial(_floor, parts, config, folders.cache),
     )
 

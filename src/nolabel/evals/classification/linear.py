@@ -22,6 +22,7 @@ from nolabel.evals.shared.cache import features
 from nolabel.evals.shared.features import FeatureTable, raw_pixels
 from nolabel.evals.shared.labelled import Roles
 from nolabel.evals.shared.pieces import Layout, Piece, depth, pieces_of
+from nolabel.evals.shared.reading import data_notes
 from nolabel.evals.shared.results import write_tensors
 from nolabel.evals.shared.tables import Tables, check_splits, check_tables, describe_data, pick, roles_with_test, usable
 from nolabel.networks.backbones import Backbone
@@ -80,7 +81,7 @@ def measure(loaded: Loaded, data: str | Path, config: LinearConfig, folders: Fol
         metrics=metrics | {"sweep": best.tried},
         data=describe_data(parts, tables),
         settings=_describe(config, layouts, lrs, plan),
-        notes=notes + _notes(lrs, {"the network": metrics}),
+        notes=[*notes, *_notes(lrs, {"the network": metrics}), *data_notes(parts)],
         floor=partial(_floor, parts, config, layouts, folders.cache),
         floor_notes=partial(_notes, lrs),
         write_files=partial(_save_head, best, parts.train.classes),

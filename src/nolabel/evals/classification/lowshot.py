@@ -20,6 +20,7 @@ from nolabel.evals.shared.cache import features
 from nolabel.evals.shared.features import FeatureTable, raw_pixels
 from nolabel.evals.shared.labelled import Roles
 from nolabel.evals.shared.pieces import Layout, pieces_of
+from nolabel.evals.shared.reading import data_notes
 from nolabel.evals.shared.tables import Tables, check_splits, describe_data, make_tables, roles_with_test, tenth
 from nolabel.weights.load import Loaded
 
@@ -67,7 +68,7 @@ def measure(loaded: Loaded, data: str | Path, config: LowshotConfig, folders: Fo
         metrics=score(tables),
         data=describe_data(parts, tables),
         settings=_describe(config, tables),
-        notes=notes,
+        notes=[*notes, *data_notes(parts)],
         floor=lambda random: {
             name: score(table) for name, table in _floors(random, parts, config, folders.cache).items()
         },

@@ -18,7 +18,8 @@ from torchvision.transforms.v2 import functional as VF
 
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.dense.iou import VOID, jaccard
-from nolabel.evals.dense.layouts import Masked, Pairs, check_masks, read_pair, scan_masked
+from nolabel.evals.dense.layouts import Masked, check_masks, read_pair, report_masks, scan_masked
+from nolabel.evals.dense.mask_folders import Pairs
 from nolabel.evals.dense.patches import fit_size
 from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol, check_at_least, untrained
 from nolabel.evals.shared.trees import check_same_size, read_mask, tree_fingerprint
@@ -52,6 +53,7 @@ def measure(loaded: Loaded, data: str | Path, config: AttentionConfig, _folders:
     """Mean Jaccard index of the best head in percent; every image is decoded once for the network and its floor."""
     _check(config)
     masked, split = _reported(scan_masked(data, config.classes, config.void), config.max_images)
+    report_masks(masked, split)
     start = time.perf_counter()
     networks = {"weights": loaded} | ({"random_weights": untrained(loaded, config.seed)} if config.floor else {})
     scores = _score_images(networks, masked, split, config)

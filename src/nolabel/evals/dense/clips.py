@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nolabel.data.names import printable
 from nolabel.errors import DataError
-from nolabel.evals.dense.layouts import VOID_ID
+from nolabel.evals.dense.mask_ids import VOID_ID
 from nolabel.evals.shared.trees import Tree, below, open_tree, read_mask, read_text, shown
 
 ROOTS = (("JPEGImages/480p", "Annotations/480p"), ("JPEGImages/Full-Resolution", "Annotations/Full-Resolution"))

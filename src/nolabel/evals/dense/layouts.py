@@ -1,6 +1,5 @@
 """Layouts of images with masks, and the meaning of the ids in the masks: Cityscapes, PASCAL VOC, folders of masks."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +8,14 @@ import torch
 import yaml
 from torch import Tensor
 
+from nolabel import console
 from nolabel.data.names import printable
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.dense.iou import VOID
+from nolabel.evals.dense.mask_folders import Pairs, folders_above, pair_masks
+from nolabel.evals.dense.mask_ids import VOID_ID, find_ids
+from nolabel.evals.shared.leaks import leak_notes
+from nolabel.evals.shared.reading import report_reading
 from nolabel.evals.shared.trees import (
     Tree,
     below,
@@ -24,10 +28,7 @@ from nolabel.evals.shared.trees import (
     shown,
 )
 
-PICTURES = ("images", "frames", "JPEGImages")
-MASKS = ("masks", "labels", "semantic", "annotations", "Annotations")
 VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore", "ignored")
-VOID_ID = 255
 
 CITYSCAPES = (
     "road,sidewalk,building,wall,fence,pole,traffic light,traffic sign,vegetation,terrain,sky,person,rider,car,truck,"
@@ -40,13 +41,6 @@ VOC = (
     "background,aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,person,"
     "pottedplant,sheep,sofa,train,tvmonitor"
 )
-
-
-class Pairs(NamedTuple):
-    """Images with their masks, in order."""
-
-    pictures: tuple[str, ...]
-    masks: tuple[str, ...]
 
 
 class Classes(NamedTuple):
@@ -82,14 +76,15 @@ def scan_masked(data: str | Path, classes_file: str | None = None, void: int | N
     given = None if classes_file is None else _parse(_load(Path(classes_file)), classes_file)
     layout, splits, classes, notes = _find(tree, data, given)
     check_once({split: pairs.pictures for split, pairs in splits.items()})
-    if void is not None:
+    named = bool(classes.ids)
+    if not named:
+        used = {split: pairs.masks for split, pairs in splits.items() if split != "val" or "test" not in splits}
+        classes = Classes(*find_ids(tree, used, void))
+    elif void is not None:
         kept = [(n, i) for n, i in zip(classes.names, classes.ids, strict=True) if i != void]
         classes = classes._replace(
             names=tuple(n for n, _ in kept), ids=tuple(i for _, i in kept), void=(*classes.void, void)
         )
-    named = bool(classes.ids)
-    if not named:
-        classes = _ids_found(tree, splits, classes.void)
     return Masked(tree, layout, splits, classes, notes, named)
 
 
@@ -119,8 +114,29 @@ def _find(
         names = tuple(VOC.split(","))
         return "PASCAL VOC", _voc(tree), given or Classes(names, tuple(range(len(names))), (VOID_ID,)), []
     notes: list[str] = []
-    splits, root = _folders(tree, data, notes)
-    return "folders", splits, given or _find_classes(tree, root), notes
+    splits = pair_masks(tree, data, notes)
+    return "folders", splits, given or _find_classes(tree, [m for pairs in splits.values() for m in pairs.masks]), notes
+
+
+def report_masks(masked: Masked, reported: str) -> None:
+    """Print what was read: splits, classes with their ids, and ids that count for nothing."""
+    counts = {split: (len(pairs.masks), _folder(pairs.masks)) for split, pairs in masked.splits.items()}
+    classes = masked.classes
+    named = [f"{i}: {n}" if masked.named else n for n, i in zip(classes.names, classes.ids, strict=True)]
+    void = ", ".join(map(str, classes.void)) or "no id"
+    report_reading(counts, named, reported, masked.notes)
+    console.note(f"void: {'every other id' if classes.others_void else void}; layout: {masked.layout}")
+
+
+def masked_leaks(masked: Masked, splits: Sequence[str]) -> list[str]:
+    """Notes on images that are in two of the splits, byte for byte."""
+    tree = masked.tree
+    names = {split: tuple(tree.top + name for name in masked.splits[split].pictures) for split in splits}
+    return leak_notes({split: tree.images._replace(names=some) for split, some in names.items()})
+
+
+def _folder(names: Sequence[str]) -> str:
+    return next(folders_above(names))
 
 
 def read_pair(masked: Masked, split: str, index: int) -> tuple[Tensor, Tensor]:
@@ -192,41 +208,9 @@ def _voc(tree: Tree) -> dict[str, Pairs]:
     return splits
 
 
-def _folders(tree: Tree, data: str | Path, notes: list[str]) -> tuple[dict[str, Pairs], str]:
-    """`images/train/X.jpg` with `masks/train/X.png` and the like; also gives the folder of the masks."""
-    tops = {name.split("/")[0] for name in tree.names}
-    roots = [[folder for folder in choices if folder in tops] for choices in (PICTURES, MASKS)]
-    if not all(roots):
-        raise DataError(
-            f"{printable(str(data))} holds no images with masks.\n"
-            f"Expected a folder {' or '.join(PICTURES[:2])} beside {' or '.join(MASKS[:4])}, with equal names below;\n"
-            "or the tree of Cityscapes (leftImg8bit, gtFine) or of PASCAL VOC (JPEGImages, SegmentationClass)."
-        )
-    pictures, masks = (below(tree, root[0]) for root in roots)
-    lost = sorted(masks.keys() - pictures.keys())
-    if lost:
-        raise DataError(
-            f"Masks in {roots[1][0]} without an image of that name in {roots[0][0]}: {shown(lost)}.\n"
-            "An image and its mask have the same path and name below the two folders, but for the suffix."
-        )
-    if len(masks) < len(pictures):
-        notes.append(f"{len(pictures) - len(masks)} images without a mask are left out")
-    splits: dict[str, list[str]] = {}
-    for key in sorted(masks):
-        match = re.fullmatch(r"(train|val|test)\d*", key.split("/")[0])
-        splits.setdefault(match[1] if match and "/" in key else "all", []).append(key)
-    if "all" in splits and len(splits) > 1:
-        raise DataError(f"Masks beside the folders train, val and test: {shown(splits['all'])}. Move them into one.")
-    order = [split for split in ("train", "val", "test", "all") if split in splits]
-    return {
-        split: Pairs(tuple(pictures[k] for k in splits[split]), tuple(masks[k] for k in splits[split]))
-        for split in order
-    }, roots[1][0]
-
-
-def _find_classes(tree: Tree, root: str) -> Classes:
-    """The classes in `classes.json`, `.yaml` or `.txt`, in the folder of the masks or at the top."""
-    for folder in (f"{root}/", ""):
+def _find_classes(tree: Tree, masks: Sequence[str]) -> Classes:
+    """The classes in `classes.json`, `.yaml` or `.txt`, in the folder of the masks or above it."""
+    for folder in folders_above(masks):
         for suffix in ("json", "yaml", "yml", "txt"):
             text = read_text(tree, f"{folder}classes.{suffix}")
             if text is not None:
@@ -261,18 +245,6 @@ def _parse(text: str, source: str) -> Classes:
     void = tuple(i for i, name in ids.items() if name.lower() in VOID_NAMES)
     kept = {i: ids[i] for i in sorted(ids) if i not in void}
     return Classes(tuple(kept.values()), tuple(kept), void if VOID_ID in kept else (*void, VOID_ID))
-
-
-def _ids_found(tree: Tree, splits: Mapping[str, Pairs], void: Sequence[int]) -> Classes:
-    """The ids in the masks of train, or of all, as classes; 0 and 255 alone are background and one object."""
-    first = next(iter(splits.values()))
-    ids = set[int]()
-    for name in first.masks:
-        ids.update(torch.unique(read_mask(tree, name)).tolist())
-    if ids <= {0, 255} and 255 in ids and tuple(void) == (VOID_ID,):
-        return Classes(("background", "object"), (0, 255), ())
-    kept = sorted(ids - set(void))
-    return Classes(tuple(map(str, kept)), tuple(kept), tuple(void))
 
 
 def _check_there(tree: Tree, masks: Sequence[str]) -> None:

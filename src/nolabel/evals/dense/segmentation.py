@@ -13,7 +13,7 @@ from nolabel import console
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.dense.fcn import Schedule, finetune, segment
 from nolabel.evals.dense.iou import confusion_matrix, mean_iou, rounded
-from nolabel.evals.dense.layouts import Masked, check_train_masks, scan_masked
+from nolabel.evals.dense.layouts import Masked, check_train_masks, masked_leaks, report_masks, scan_masked
 from nolabel.evals.dense.patches import (
     Cells,
     Extractor,
@@ -89,6 +89,7 @@ def measure(loaded: Loaded, data: str | Path, config: SegmentationConfig, _folde
     check_segmentation(config)
     masked = scan_masked(data, config.classes, config.void)
     test = reported_split(masked)
+    report_masks(masked, test)
     times = [time.perf_counter()]
     ways = [way for way in config.ways if way != "finetune"]
     frozen = measure_frozen(loaded, masked, test, config, ways) if ways else Frozen({"weights": {}}, 0, [])
@@ -107,7 +108,7 @@ def measure(loaded: Loaded, data: str | Path, config: SegmentationConfig, _folde
         metrics=metrics,
         data=_describe(masked, test),
         settings=settings,
-        notes=[*masked.notes, *_unseen(frozen)],
+        notes=[*masked.notes, *_unseen(frozen), *masked_leaks(masked, ("train", test))],
         floor=frozen.scores,
         times=time_record({"frozen": times[1] - times[0], "finetune": times[2] - times[1]}, config),
     )
@@ -128,6 +129,12 @@ def measure_frozen(
         rows["colours"] = colours(start.backbone, config.device)
         rows["random_weights"] = extractor(untrained(start, config.seed), config.device, config.precision)
     cells, place, seen = _learn_from(rows, loaded, masked, config)
+    if (seen > 0).sum() < 2:
+        alone = [name for name, count in zip(masked.classes.names, seen.tolist(), strict=True) if count]
+        raise DataError(
+            f"The masks of train hold {', '.join(alone)} alone, of {len(seen)} classes: nothing to tell apart.\n"
+            "Is the list of classes that of these masks? Their ids are the values of the pixels."
+        )
     num_patches, dim = cells["weights"].features.shape
     _report(f"{num_patches} patches of {dim} features from {_count(masked, 'train')} images; {config.epochs} passes")
     heads = {name: {way: _fit(way, table, config) for way in ways} for name, table in cells.items()}

@@ -22,6 +22,7 @@ from nolabel.evals.dense.iou import jaccard
 from nolabel.evals.dense.overlay import write_clip, write_mask
 from nolabel.evals.dense.propagation import Rules, propagate, to_pixels
 from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol, check_at_least, untrained
+from nolabel.evals.shared.reading import report_reading
 from nolabel.evals.shared.trees import Tree, check_same_size, read_picture, tree_fingerprint
 from nolabel.networks.precision import autocast
 from nolabel.views import normalize
@@ -65,6 +66,8 @@ def measure(loaded: Loaded, data: str | Path, config: VideoConfig, folders: Fold
     _check(config)
     clips = scan_clips(data)
     clips = clips._replace(clips=tuple(_cut(clip, config.max_frames) for clip in clips.clips))
+    num_frames, listed = sum(len(clip.frames) for clip in clips.clips), clips.listed_in or "all there are"
+    report_reading({"clips": (len(clips.clips), ""), "frames": (num_frames, "")}, reported=f"clips of {listed}")
     start = time.perf_counter()
     ignored = Ignored([], [])
     metrics, num_frames, seconds = _follow_all(loaded, clips, config, folders.files if config.masks else None, ignored)

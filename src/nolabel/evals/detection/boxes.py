@@ -1,7 +1,6 @@
 """Images with boxes around their objects: COCO's JSON, PASCAL VOC's XML and YOLO's text files, in a folder or a zip."""
 
 import posixpath
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +13,12 @@ from nolabel.data.bad_files import BadImage
 from nolabel.data.decode import Header, read_header
 from nolabel.data.images import check_folders, read, scan
 from nolabel.data.names import printable
+from nolabel.data.splits import split_of
 from nolabel.errors import DataError
 from nolabel.evals.shared.trees import Tree, read_picture, read_text, shown
 
 SLACK = 2.0
 """Pixels by which a box may stick out, as from rounding; it is clipped."""
-
-
-SPLITS = ("train", "val", "test")
 
 
 class Objects(NamedTuple):
@@ -93,23 +90,12 @@ def text_of(tree: Tree, name: str) -> str:
     return text
 
 
-def split_of(folder: str) -> str | None:
-    """`train2017` -> train, `Valid` -> val, `testing` -> test; None for other names."""
-    match = re.fullmatch(r"(?:(train)(?:ing)?|(val)(?:id)?(?:ation)?|dev|(test)(?:ing)?)[-_ ]?\d*", folder.lower())
-    return None if match is None else match[1] or match[3] or "val"
-
-
 def folder_split(name: str) -> str | None:
     """The split whose folder a file is in, `a/train/b/x.jpg` -> train. DataError where it is in those of two."""
     found = dict.fromkeys(split for folder in name.split("/")[:-1] if (split := split_of(folder)))
     if len(found) > 1:
         raise DataError(f"{printable(name)} is in the folders of two splits, {' and '.join(found)}: name one of them.")
     return next(iter(found), None)
-
-
-def words_of(name: str) -> list[str]:
-    """The words of a file name in small letters: `instances_Train2017` -> instances, train."""
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
 
 
 def make_objects(

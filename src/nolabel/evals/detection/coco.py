@@ -7,18 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nolabel.data.names import printable
+from nolabel.data.splits import SPLITS, split_of, words
 from nolabel.errors import DataError
 from nolabel.evals.detection.boxes import (
-    SPLITS,
     Annotated,
     Boxed,
     check_outline,
     files_below,
     make_objects,
     missing_pictures,
-    split_of,
     text_of,
-    words_of,
 )
 from nolabel.evals.shared.trees import Tree, shown
 
@@ -58,7 +56,7 @@ def json_files(tree: Tree) -> list[str]:
 def _split_of_file(name: str) -> str | None:
     """train of `instances_train2017.json`, `Train_default.json`, `train/annotations.json`; None without one split."""
     *folders, file = name.split("/")
-    found = {split for word in words_of(posixpath.splitext(file)[0]) if (split := split_of(word))}
+    found = {split for word in words(posixpath.splitext(file)[0]) if (split := split_of(word))}
     for folder in reversed(folders):
         if found:
             break
@@ -69,12 +67,12 @@ def _split_of_file(name: str) -> str | None:
 def _rank(name: str) -> int | None:
     """Order of the names of files with boxes, the surest first; None for those of other tasks."""
     stem = posixpath.splitext(posixpath.basename(name))[0]
-    words = words_of(stem)
-    if any(word in OTHER_TASKS for word in words):
+    parts = words(stem)
+    if any(word in OTHER_TASKS for word in parts):
         return None
-    if "keypoints" in words:
+    if "keypoints" in parts:
         return 4
-    if words[:1] == ["instances"]:
+    if parts[:1] == ["instances"]:
         return 0
     return 1 if split_of(stem) else 2 if stem == "_annotations.coco" else 3
 

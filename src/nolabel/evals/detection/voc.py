@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
 from nolabel.data.names import printable
+from nolabel.data.splits import SPLITS
 from nolabel.errors import DataError
 from nolabel.evals.detection.boxes import (
-    SPLITS,
     Annotated,
     Boxed,
     files_below,

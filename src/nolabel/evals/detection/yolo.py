@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from nolabel.data.names import printable
+from nolabel.data.splits import SPLITS
 from nolabel.errors import DataError
-from nolabel.evals.detection.boxes import SPLITS, Annotated, Boxed, files_below, folder_split, missing_pictures
+from nolabel.evals.detection.boxes import Annotated, Boxed, files_below, folder_split, missing_pictures
 from nolabel.evals.detection.yolo_lines import Form, Line, find_form, read_line, to_annotated
 from nolabel.evals.shared.trees import Tree, read_text, shown
 

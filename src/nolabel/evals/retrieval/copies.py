@@ -27,6 +27,8 @@ from nolabel.evals.retrieval.descriptors import (
 from nolabel.evals.retrieval.ranking import mean_ap_of_first
 from nolabel.evals.retrieval.whitening import learn_whitening, whiten
 from nolabel.evals.shared.features import squash
+from nolabel.evals.shared.leaks import find_leak
+from nolabel.evals.shared.reading import report_images, report_reading
 from nolabel.evals.shared.results import data_name
 from nolabel.files import replacing
 from nolabel.weights.load import Loaded
@@ -71,13 +73,14 @@ def measure(loaded: Loaded, data: str | Path, config: CopiesConfig, folders: Fol
     """mAP in percent over the first 20 answers, by kind of copy; files: a sheet of the copies made on the spot."""
     _check(data, config)
     given = _sources(data, config, folders.cache)
+    unused = _report(given)
     metrics, counts = _search(given, _network(loaded, config), config, given.whitening)
     originals = given.copies.originals
     return Measured(
         metrics=metrics,
         data={**counts, "fingerprint": fingerprint(originals)},
         settings=_settings(loaded, config, given),
-        notes=_notes(given, counts, 2 * loaded.backbone.num_features),
+        notes=[*_notes(given, counts, 2 * loaded.backbone.num_features), *unused],
         floor=partial(_floor, given, config),
         write_files=no_files if given.copies.blocks else partial(_write_sheet, originals, config),
     )
@@ -99,6 +102,20 @@ def _check(data: str | Path, config: CopiesConfig) -> None:
     check_at_least(config, 1, "max_distractors", "max_whiten", "max_originals")
     if config.distractors and Path(config.distractors).resolve() == Path(data).resolve():
         raise UsageError("The distractors are the data itself: every original would be found twice.")
+
+
+def _report(given: Sources) -> list[str]:
+    """Print the images that are searched. Gives notes on those left out, and on originals among the distractors."""
+    blocks = {name: (len(block.originals), "") for name, block in given.copies.blocks.items()}
+    notes = report_images(len(given.copies.originals.names), given.copies.originals, "originals")
+    if blocks:
+        report_reading(blocks)
+    if given.distractors is not None:
+        notes += report_images(len(given.distractors.names), given.distractors, "distractors")
+        leak = find_leak(given.distractors, given.copies.originals)
+        if leak.equal:
+            notes.append(f"{leak.equal} of {leak.looked_at} originals are among the distractors, too, byte for byte")
+    return notes
 
 
 def _sources(data: str | Path, config: CopiesConfig, folder: Path | None) -> Sources:

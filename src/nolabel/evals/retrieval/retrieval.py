@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nolabel.data.images import Images, fingerprint, scan
+from nolabel.data.images import Images, fingerprint, left_out, scan
 from nolabel.data.names import printable
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol
@@ -20,6 +20,7 @@ from nolabel.evals.retrieval.descriptors import RAW_FLOORS, SCALES, Descriptor, 
 from nolabel.evals.retrieval.groundtruth import Box, GroundTruth, find_ground_truth, ground_truth
 from nolabel.evals.retrieval.ranking import Score, score
 from nolabel.evals.retrieval.whitening import learn_whitening, whiten
+from nolabel.evals.shared.reading import report_reading
 from nolabel.evals.shared.results import data_name
 from nolabel.weights.load import Loaded
 
@@ -57,6 +58,8 @@ def measure(loaded: Loaded, data: str | Path, config: RetrievalConfig, folders: 
     if config.crop_queries and None in truth.boxes:
         raise UsageError("--crop-queries needs a bbx for every query, and the ground truth lacks some.")
     other = scan(config.whiten) if config.whiten else None
+    report_reading({"database": (len(truth.database.names), ""), "queries": (len(truth.queries.names), "")})
+    unused = left_out(truth.database)
     task = Task(truth, other, config, folders.cache)
     scores = _rank(task, _network(loaded, config), whitened=True)
     return Measured(
@@ -68,7 +71,7 @@ def measure(loaded: Loaded, data: str | Path, config: RetrievalConfig, folders: 
             "ground_truth": truth.fingerprint,
         },
         settings=_settings(config, other),
-        notes=_notes(scores, len(truth.queries.names)),
+        notes=[*_notes(scores, len(truth.queries.names)), *unused],
         floor=partial(_floor, task),
     )
 

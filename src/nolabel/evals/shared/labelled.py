@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from nolabel.data.images import LabelledImages, scan_labelled
 from nolabel.data.names import printable
-from nolabel.data.selection import IMAGE_FOLDERS
 from nolabel.errors import DataError
 
 
@@ -20,7 +19,7 @@ class Roles(NamedTuple):
     test: LabelledImages | None
     """Results are reported on it; None: on `train` itself, each image against all the others."""
     names: tuple[str, str, str]
-    """Names of the three in the data."""
+    """Names of the three."""
 
 
 def roles(splits: Mapping[str, LabelledImages]) -> Roles:
@@ -45,23 +44,22 @@ def roles(splits: Mapping[str, LabelledImages]) -> Roles:
 
 
 def check_classes(data: str | Path) -> Roles:
-    """The roles of DATA. DataError where it is no class folders that `roles` takes, or folders of all kinds."""
-    splits = scan_labelled(data)
-    parts = roles(splits)
-    pictures = [name for name in IMAGE_FOLDERS if name in parts.train.classes]
-    if list(splits) == ["all"] and pictures:
-        raise DataError(f"no class folders: {pictures[0]}/ holds pictures of all kinds")
-    return parts
+    """The roles of DATA. DataError where it is no class folders that `roles` takes."""
+    return roles(scan_labelled(data))
 
 
 def check_seen(train: Iterable[int], test: Iterable[int], classes: Sequence[str], split: str) -> None:
     """DataError that names the classes with images in `split` and none to learn from."""
-    unseen = [printable(classes[i]) for i in sorted(set(test) - set(train))]
+    learned = set(train)
+    unseen = [classes[i] for i in sorted(set(test) - learned)]
     if unseen:
-        shown = ", ".join(unseen[:5]) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
+        shown = printable(", ".join(unseen[:5])) + (f" and {len(unseen) - 5} more" if len(unseen) > 5 else "")
+        alike = {classes[i].casefold(): classes[i] for i in learned}
+        other = next((f"{alike[name.casefold()]} is not {name}" for name in unseen if name.casefold() in alike), "")
         raise DataError(
             f"Classes in {split} without a readable image in train: {shown}.\n"
-            "Nothing could ever be recognised as them: add images to train/, or take the folders out."
+            + (f"Names must be equal in every letter: {printable(other)}.\n" if other else "")
+            + "Nothing could ever be recognised as them: add images to train/, or take the folders out."
         )
 
 

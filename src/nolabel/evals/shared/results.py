@@ -9,19 +9,49 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from nolabel.errors import StorageError, UsageError
-from nolabel.files import replacing, write_json
+from nolabel.data.images import fingerprint, scan, scan_labelled
+from nolabel.errors import DataError, StorageError, UsageError
+from nolabel.files import read_json, replacing, write_json
 
 
 def result_path(run: Path, protocol: str, data: str | Path) -> Path:
-    """RUN/eval/PROTOCOL.json, or PROTOCOL-DATA.json where that holds the result on data of another name."""
-    plain = run / "eval" / f"{protocol}.json"
-    name = data_name(data)
+    """RUN/eval/PROTOCOL.json, or PROTOCOL-DATA.json where that holds the result on other data.
+
+    Two data sets may have one name: then it is PROTOCOL-DATA-FINGERPRINT.json. No result on other data is replaced.
+    """
+    plain, name = run / "eval" / f"{protocol}.json", data_name(data)
+    for path in (plain, plain.with_name(f"{protocol}-{name}.json")):
+        if not _is_of_other_data(path, data):
+            return path
+    return plain.with_name(f"{protocol}-{name}-{data_fingerprint(data)[:8] or 'other'}.json")
+
+
+def data_fingerprint(data: str | Path) -> str:
+    """The fingerprint of all images in DATA, masks and what lies beside them too; empty where there is none."""
     try:
-        other = json.loads(_read(plain))["data"]["name"]
+        return fingerprint(scan(data, ""))
+    except DataError:
+        return ""
+
+
+def _is_of_other_data(path: Path, data: str | Path) -> bool:
+    """Whether a file holds a result on data of another name, or of the same name and another content."""
+    try:
+        about = json.loads(_read(path))["data"]
+        if about["name"] != data_name(data):
+            return True
     except (ValueError, KeyError, TypeError):
-        return plain
-    return plain if other == name else plain.with_name(f"{protocol}-{name}.json")
+        return False
+    times = read_json(path.with_suffix(".time.json")) or {}
+    if isinstance(known := times.get("data"), str):
+        return known != data_fingerprint(data)
+    try:  # a result of an earlier version
+        there = {fingerprint(part.images) for part in scan_labelled(data).values()}
+    except DataError:
+        there = set()
+    splits = about.get("splits")
+    parts = splits.values() if isinstance(splits, dict) else ()
+    return not any(isinstance(part, dict) and part.get("fingerprint") in there for part in parts)
 
 
 def check_place(out: Path) -> None:

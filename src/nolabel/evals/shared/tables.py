@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nolabel.data.images import LabelledImages, fingerprint, scan_labelled
+from nolabel.data.images import LabelledImages, fingerprint
 from nolabel.data.names import printable
 from nolabel.errors import DataError
 from nolabel.evals.shared.features import FeatureTable
-from nolabel.evals.shared.labelled import Roles, check_classes, check_seen, rank_in_class, roles
+from nolabel.evals.shared.labelled import Roles, check_classes, check_seen, rank_in_class
+from nolabel.evals.shared.reading import read_roles
 
 
 def roles_with_test(data: str | Path) -> Roles:
     """The roles of DATA for what learns from some images and is tested on others. DataError for class folders alone."""
-    parts = roles(scan_labelled(data))
+    parts = read_roles(data)
     if parts.test is None:
         raise DataError(
             f"{printable(str(data))} has class folders and no splits, and what learns must be tested on other images."

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nolabel.data.bad_files import BadImage
 from nolabel.data.decode import MAX_PIXELS, decode
-from nolabel.data.images import Images, check_folders, fingerprint, read, scan
+from nolabel.data.images import Images, check_folders, check_listed, fingerprint, read, scan
 from nolabel.data.names import printable
 from nolabel.data.sources.source import MISSING, UNREADABLE
 from nolabel.errors import DataError
@@ -35,6 +35,7 @@ def open_tree(data: str | Path) -> Tree:
     """The files of DATA. Raises DataError where it is missing, holds no image, or is a text file of paths."""
     images = scan(data, "")
     check_folders(images, data, "masks: expected a folder or a zip.")
+    check_listed(images, data)
     top = posixpath.commonpath([posixpath.dirname(name) for name in images.names])
     top = f"{top}/" if top else ""
     return Tree(images, top, frozenset(name.removeprefix(top) for name in images.names))
@@ -83,11 +84,13 @@ def read_mask(tree: Tree, name: str) -> Tensor:
         file = Image.open(io.BytesIO(_bytes(tree, name)), formats=("PNG", "BMP", "GIF", "TIFF", "WEBP"))
         if file.width * file.height > MAX_PIXELS:
             raise DataError(f"{printable(name)} has {file.width} x {file.height} pixels, more than {MAX_PIXELS:,}.")
-        values = np.array(file, dtype=np.int64)
+        values = np.array(_grey(file), dtype=np.int64)
     except DataError:
         raise
     except Exception as error:  # Pillow's openers raise nearly anything on damaged files
         what = "not an image" if isinstance(error, UnidentifiedImageError) else printable(str(error))[:200]
+        if name.lower().endswith((".jpg", ".jpeg")):
+            what = "a JPEG has other values than were drawn; save masks as PNG"
         raise DataError(f"The mask {printable(name)} cannot be read: {what}.") from None
     if file.mode in _IDS:
         return torch.from_numpy(values[..., 0] if values.ndim == 3 else values)
@@ -97,6 +100,14 @@ def read_mask(tree: Tree, name: str) -> Tensor:
         f"The mask {printable(name)} is a picture in colours (Pillow's mode {file.mode}).\n"
         "Expected one channel of class ids, or a palette image whose indices are the ids."
     )
+
+
+def _grey(file: Image.Image) -> Image.Image:
+    """A GIF of grey values by these, not by the places of its palette: encoders number only values that are there."""
+    palette = np.array(file.getpalette() or [0, 1, 2])[: 3 * 256].reshape(-1, 3)
+    if file.format == "GIF" and file.mode == "P" and (palette == palette[:, :1]).all():
+        return file.convert("L")
+    return file
 
 
 def check_same_size(picture: Tensor, mask: Tensor, picture_name: str, mask_name: str) -> None:

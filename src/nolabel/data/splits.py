@@ -1,0 +1,81 @@
+"""Names of splits and of folders: the one place that knows in which spellings they come."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+SPLITS = ("train", "val", "test")
+_WORD = re.compile(r"[^\W\d_]+|\d+")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+def words(name: str) -> list[str]:
+    """The words and numbers of a name in lower case: `leftImg8bit` -> left, img, 8, bit; `Train_Set` -> train, set."""
+    return [word.lower() for part in _WORD.findall(name) for word in _CAMEL.split(part)]
+
+
+_SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trn", "tr", "trainval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "vali", "vld", "dev", "devel", "development"), "val"),
+    **dict.fromkeys(("test", "tests", "testing", "tst", "te", "eval", "evaluation", "evaluate", "holdout"), "test"),
+}
+PICTURE_WORDS = frozenset(
+    words(
+        "image images img imgs jpg jpgs jpeg jpegs png pngs photo photos picture pictures pic pics frame frames rgb "
+        "original originals input inputs sat still stills"
+    )
+)
+"""Words in the names of folders that hold pictures of any kind."""
+PLAIN_WORDS = frozenset(words("set sets data dataset datasets split splits dir folder files file"))
+"""Words that change no meaning: `train_set`, `img_dir`."""
+
+_AS_ONE = re.compile(rf"({'|'.join(_SPLIT_WORDS)})(?:{'|'.join(PLAIN_WORDS)})")
+
+
+def split_of(folder: str) -> str | None:
+    """`train`, `val` or `test` for a folder of such a name in any common spelling; None for another name.
+
+    `Training`, `valid`, `VALIDATION`, `test_set`, `trainset`, `train2017`, `val-images` are splits; `trainA`, `strain`
+    are none.
+    """
+    return _split_of_words(words(folder))
+
+
+def splits_of(folders: Iterable[str]) -> dict[str, str]:
+    """The splits among folders that lie side by side, by folder.
+
+    Where none is one by its own name, words that all of them share are left away: `seg_train`, `seg_test`, `seg_pred`.
+    """
+    folders = list(folders)
+    plain = {folder: split for folder in folders if (split := split_of(folder))}
+    if plain or len(folders) < 2:
+        return plain
+    every = [words(folder) for folder in folders]
+    first = _shared(every)
+    last = _shared([own[first:][::-1] for own in every])
+    rest = {folder: own[first : len(own) - last] for folder, own in zip(folders, every, strict=True)}
+    found = {folder: split for folder, own in rest.items() if (split := _split_of_words(own))}
+    return found if len(set(found.values())) > 1 else {}
+
+
+def looks_like(name: str) -> str:
+    """A key that is equal for names that people cannot tell apart: composed accents or not, spaces at the ends."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def _split_of_words(own: list[str]) -> str | None:
+    if own[:2] == ["train", "val"] and all(word.isdigit() for word in own[2:]):
+        return "train"
+    known = [_SPLIT_WORDS.get(m[1] if (m := _AS_ONE.fullmatch(word)) else word) for word in own]
+    others = [word for word, split in zip(own, known, strict=True) if not split]
+    plain = all(word.isdigit() or word in PLAIN_WORDS or word in PICTURE_WORDS for word in others)
+    splits = {split for split in known if split}
+    return splits.pop() if plain and len(splits) == 1 else None
+
+
+def _shared(every: Sequence[Sequence[str]]) -> int:
+    """The number of words with which all begin, at least one word of each left over."""
+    count = 0
+    while all(len(own) > count + 1 for own in every) and len({own[count] for own in every}) == 1:
+        count += 1
+    return count

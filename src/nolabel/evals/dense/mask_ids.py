@@ -1,0 +1,94 @@
+"""Classes of masks that nothing names: the ids in them, and what 255 means."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from nolabel.errors import DataError
+from nolabel.evals.shared.trees import Tree, read_mask, shown
+
+VOID_ID = 255
+OBJECT = ("background", "object")
+"""Classes of black and white masks."""
+
+
+class Found(NamedTuple):
+    """Ids in masks without names."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+    void: tuple[int, ...]
+
+
+class _Seen(NamedTuple):
+    """Ids of the masks of a split."""
+
+    pixels: Counter[int]
+    """By id."""
+    white: int
+    """Masks that hold 255."""
+    white_with_more: int
+    """Those of them that hold another id beside 0, too."""
+
+
+def find_ids(tree: Tree, masks: Mapping[str, Sequence[str]], asked: int | None) -> Found:
+    """The classes of masks, by split. 0 and 255 alone are background and one object.
+
+    255 is void beside ids that count from 0 or 1 in the same masks, and where `asked` (--void) is 255. DataError where
+    it may be a class as well, and where train holds one class only.
+    """
+    seen = {split: _look(tree, names) for split, names in masks.items()}
+    ids = {i for one in seen.values() for i in one.pixels}
+    others = sorted(ids - {VOID_ID})
+    if asked is None and VOID_ID in ids and set(others) <= {0}:
+        found = Found(OBJECT, (0, VOID_ID), ())
+    else:
+        if asked != VOID_ID and VOID_ID in ids:
+            _check_void(seen, others)
+        void = tuple({VOID_ID: None, asked: None}) if asked is not None else (VOID_ID,)
+        kept = [i for i in others if i not in void]
+        found = Found(tuple(map(str, kept)), tuple(kept), tuple(i for i in void if i is not None))
+    if "train" in seen and len(found.ids) > 1:
+        _check_train(seen, found)
+    return found
+
+
+def _look(tree: Tree, names: Sequence[str]) -> _Seen:
+    pixels, white, more = Counter[int](), 0, 0
+    for name in names:
+        values, counts = np.unique(read_mask(tree, name).numpy(), return_counts=True)
+        ids = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        pixels.update(ids)
+        white += VOID_ID in ids
+        more += VOID_ID in ids and any(i not in (0, VOID_ID) for i in ids)
+    return _Seen(pixels, white, more)
+
+
+def _check_void(seen: Mapping[str, _Seen], others: Sequence[int]) -> None:
+    """DataError where 255 may be a class: beside values that do not count, in other masks than they, or as an edge."""
+    pixels = sum((one.pixels for one in seen.values()), Counter[int]())
+    ends = pixels[0] + pixels[VOID_ID]
+    edges = len(others) > 8 and max(others) > 128 and ends > 0.8 * pixels.total()
+    counting = max(others) < 3 * len(others)
+    together = 2 * sum(one.white_with_more for one in seen.values()) >= sum(one.white for one in seen.values())
+    if counting and together and not edges:
+        return
+    values = shown([str(i) for i in (*others, VOID_ID)], 12)
+    rare = "Most pixels are 0 or 255: were masks of black and white resized or smoothed, set the others back.\n" * edges
+    raise DataError(
+        f"The masks hold the values {values}, which can be read in two ways:\n"
+        f"(1) 255 is void (--void 255); (2) 255 is a class (--classes FILE with a line for each value, 255 too).\n"
+        f"{rare}nolabel takes 255 for void only beside ids that count from 0 or 1, and in the same masks."
+    )
+
+
+def _check_train(seen: Mapping[str, _Seen], found: Found) -> None:
+    there = [name for name, i in zip(found.names, found.ids, strict=True) if seen["train"].pixels[i]]
+    if len(there) < 2:
+        lacks = [f"{n} ({i})" for n, i in zip(found.names, found.ids, strict=True) if not seen["train"].pixels[i]]
+        raise DataError(
+            f"The masks of train hold {there[0] if there else 'void'} alone; {shown(lacks)} only in the other split.\n"
+            "There is nothing to tell apart: train needs masks of two classes or more."
+        )

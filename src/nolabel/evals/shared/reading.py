@@ -1,0 +1,59 @@
+"""Words on what was read, before a number is computed from it: splits, classes, and what is not used."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nolabel import console
+from nolabel.data.images import Images, LabelledImages, left_out, scan_labelled
+from nolabel.data.names import printable
+from nolabel.evals.shared.labelled import Roles, roles
+from nolabel.evals.shared.leaks import leak_notes
+
+
+def read_roles(data: str | Path) -> Roles:
+    """The roles of DATA, and a line on what was read. Raises DataError as `scan_labelled` and `roles` do."""
+    splits = scan_labelled(data)
+    parts = roles(splits)
+    report_splits(splits, parts.names[2] or "every image against all others")
+    return parts
+
+
+def data_notes(parts: Roles) -> list[str]:
+    """Notes for a result: images that are not used, and equal files in two splits."""
+    images: dict[str, Images | None] = {
+        name: part.images for name, part in zip(parts.names, parts[:3], strict=True) if part is not None
+    }
+    unused = parts.train.unused
+    return [*([f"not used: {', '.join(unused)}"] if unused else []), *leak_notes(images)]
+
+
+def report_splits(splits: Mapping[str, LabelledImages], reported: str = "") -> None:
+    """Print what labelled data is: splits, classes, what is not used, and the split that is reported."""
+    first = next(iter(splits.values()))
+    counts = {name: (len(part.labels), part.place) for name, part in splits.items()}
+    unused = first.unused if first.classes else left_out(first.images)
+    report_reading(counts, first.classes, reported, unused)
+
+
+def report_reading(
+    counts: Mapping[str, tuple[int, str]], classes: Sequence[str] = (), reported: str = "", unused: Sequence[str] = ()
+) -> None:
+    """Print the splits, each with its number of images and its folder, and the classes, to stderr."""
+    parts = [f"{name} {number:,}{_place(name, place)}".strip() for name, (number, place) in counts.items()]
+    console.note(f"images: {', '.join(parts)}" + (f"; reported: {reported}" if reported else ""))
+    more = f" and {len(classes) - 12} more" if len(classes) > 12 else ""
+    if classes:
+        console.note(f"classes: {len(classes)} ({printable(', '.join(classes[:12]))}{more})")
+    if unused:
+        console.note(f"not used: {printable(', '.join(unused))}")
+
+
+def report_images(number: int, images: Images, what: str = "images") -> list[str]:
+    """Print how many images are used, and what the scan left out; gives the latter as notes for a result."""
+    unused = left_out(images)
+    report_reading({what: (number, "")}, unused=unused)
+    return unused
+
+
+def _place(name: str, place: str) -> str:
+    return f" in {printable(place)}" if place and place != f"{name}/" else ""

@@ -15,11 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from PIL import Image
+
 import nolabel
 from nolabel.data.demo import world as world_module
 from nolabel.errors import NumericError
-from nolabel.health.diagnosis import Diagnosis, diagnose
+from nolabel.health.diagnosis import diagnose
 from nolabel.health.facts import RunFacts, collect_facts
+from nolabel.health.verdict import Diagnosis
 from nolabel.methods import METHODS
 
 GAIN = 5.0
@@ -51,6 +55,7 @@ class Planned(NamedTuple):
     seed: int = 0
 
 
+STALLED = ("learning nothing yet",)
 PLANTED = {
     "dino-no-centering": Planned("dino-small", ("constant", "same output"), DINO | {"center_momentum": 1.0}),
     "dino-no-sharpening": Planned("dino-small", ("uniform",), DINO | {"teacher_temp": 1.0, "warmup_teacher_temp": 1.0}),
@@ -71,6 +76,12 @@ PLANTED = {
         lr=0.004,
     ),
     "densecl-all-dense": Planned("densecl-small", ("place", "one location"), DENSE | {"dense_weight": 1.0}, lr=0.3),
+    "dino-lr-0": Planned("dino-small", STALLED, DINO, lr=0.0),
+    "dino-noise": Planned("dino-small", STALLED, DINO, data="noise"),
+    "msn-lr-0": Planned("msn-small", STALLED, MSN, lr=0.0),
+    "densecl-lr-0": Planned("densecl-small", STALLED, DENSE, lr=0.0),
+    "mocov2-lr-0": Planned("mocov2-small", STALLED, DENSE, lr=0.0),
+    "simclr-lr-0": Planned("simclr-small", STALLED, {"size": 32}, lr=0.0),
     "simclr-lr-x100": Planned("simclr-small", ("exploding", "constant", "dimensional"), {"size": 32}, lr=0.8),
 }
 
@@ -91,7 +102,7 @@ def healthy(cifar10: bool) -> Iterator[tuple[str, Planned]]:
 
 
 def prepare(folder: Path) -> None:
-    """The demo world, and a folder of one picture many times over."""
+    """The demo world, a folder of one picture many times over, and one of noise."""
     if not (folder / "world" / "val").exists():
         shutil.rmtree(folder / "world", ignore_errors=True)
         world_module.write(folder / "world", NUM_IMAGES, NUM_IMAGES // 4, SIZE, 0)
@@ -101,6 +112,12 @@ def prepare(folder: Path) -> None:
         picture = next((folder / "world" / "train").rglob("*.png"))
         for i in range(1024):
             shutil.copy(picture, dead / f"{i:05d}.png")
+    noise = folder / "noise" / "train"
+    if not noise.exists():
+        noise.mkdir(parents=True)
+        choice = np.random.default_rng(0)
+        for i in range(1024):
+            Image.fromarray(choice.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(noise / f"{i:05d}.png")
 
 
 def train(folder: Path, name: str, plan: Planned, cifar10: Path | None) -> None:
@@ -139,14 +156,15 @@ def judged(path: Path) -> tuple[list[dict[str, Any]], RunFacts]:
     per_epoch = lines[-1]["step"] / lines[-1]["epoch"]
     warmup, last = config["optim"]["warmup_epochs"], lines[-1]["step"]
     advice = METHODS[config["method_name"]].Config.advice
-    return metrics, collect_facts(config["method"], advice, shape["num_features"], warmup, per_epoch, last)
+    lr = config["optim"]["lr"]
+    return metrics, collect_facts(config["method"], advice, shape["num_features"], warmup, per_epoch, last, lr)
 
 
 def first_alarm(metrics: list[dict[str, Any]], run: RunFacts) -> tuple[int, Diagnosis]:
     """Step and words of the first alarm, judged line by line as the monitor does; the last step where there is none."""
     found, step = Diagnosis("healthy", ""), 0
     for i, record in enumerate(metrics):
-        if "loss" not in record:
+        if "loss" not in record and i < len(metrics) - 1:
             continue
         step, found = record["step"], diagnose(metrics[: i + 1], run)
         if found.alarm:

@@ -13,14 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import nolabel.health
-from nolabel.health.diagnosis import WINDOW, diagnose
+from nolabel.health.diagnosis import diagnose
 from nolabel.health.facts import GENERAL_ADVICE, RunFacts, collect_facts
 from nolabel.health.features import FeatureSignals, feature_signals
+from nolabel.health.verdict import WINDOW
 from nolabel.losses.distillation import information
 from nolabel.methods import METHODS
 
 N, D, K = 1024, 128, 4096
-FACTS = RunFacts(vars(METHODS["dino"].Config()), METHODS["dino"].Config.advice, D, K, 100)
+FACTS = RunFacts(vars(METHODS["dino"].Config()), METHODS["dino"].Config.advice, D, K, 100, 1000)
 
 
 def isotropic(n: int = N, d: int = D) -> Tensor:
@@ -102,9 +103,9 @@ def test_features_that_become_so(name: str, kind: str) -> None:
 
 
 def log(step: int, **values: float) -> dict[str, Any]:
-    """A line of metrics of a healthy DINO."""
-    healthy = {"loss": 6.0, "teacher_entropy": 5.0, "assignment_information": 2.0, "lr": 1e-3, "weight_norm": 50.0}
-    return {"step": step, **healthy, **values}
+    """A line of metrics of a healthy DINO, whose weights grow a little."""
+    healthy = {"loss": 6.0, "teacher_entropy": 5.0, "assignment_information": 2.0, "lr": 1e-3}
+    return {"step": step, "weight_norm": 50 + step / 1000, **healthy, **values}
 
 
 def look(step: int, features: Tensor) -> dict[str, Any]:
@@ -200,12 +201,13 @@ def test_contrast_and_locations(values: dict[str, float], kind: str) -> None:
 def test_few_prototypes_for_all_images_are_named(share: float, kind: str) -> None:
     advice = METHODS["msn"].Config.advice
     facts = FACTS._replace(advice=advice, num_outputs=128, settings={"memax_weight": 0.0, "sinkhorn_rounds": 0})
-    records = series(0, 1000, memax_gap=share * math.log(128), prototypes_used=5.0)
+    records = series(0, 1000, loss=3.0, memax_gap=share * math.log(128), prototypes_used=5.0)
     found = diagnose(records, facts)
     assert found.kind == kind and ("5 of 128" in found.words and "--method.memax-weight (now 0)" in found.words) is (
         kind != "healthy"
     )
-    assert diagnose(records + series(1010, 1050, memax_gap=0.1, prototypes_used=60.0), facts).kind == "healthy"
+    even = series(1010, 1050, loss=3.0, memax_gap=0.1, prototypes_used=60.0)
+    assert diagnose(records + even, facts).kind == "healthy"
 
 
 @pytest.mark.parametrize("broken", [math.nan, None])  # as the run has it, and as it is read from metrics.jsonl
@@ -243,8 +245,8 @@ def test_information_separates_images(p: Callable[[], Tensor], expected: float) 
 
 def test_the_warmup_is_that_of_the_rate_or_a_fiftieth_of_the_run() -> None:
     settings = {"num_prototypes": 512}
-    assert collect_facts(settings, {}, 64, 10, 30.0, 1000) == RunFacts(settings, {}, 64, 512, 300)
-    assert collect_facts({}, {}, 64, 0.1, 30.0, 1000) == RunFacts({}, {}, 64, None, 20)
+    assert collect_facts(settings, {}, 64, 10, 30.0, 1000) == RunFacts(settings, {}, 64, 512, 300, 1000)
+    assert collect_facts({}, {}, 64, 0.1, 30.0, 1000, 0.5, 9) == RunFacts({}, {}, 64, None, 20, 1000, 0.5, 9)
 
 
 def test_a_method_without_advice_gets_the_general_one() -> None:

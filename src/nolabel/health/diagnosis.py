@@ -7,49 +7,29 @@ the advice is the method's own.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
 from nolabel.health.facts import RunFacts, advise
-
-Record = Mapping[str, Any]
-"""A line of metrics.jsonl."""
-
+from nolabel.health.stagnation import judge_rest, judge_stagnation
+from nolabel.health.verdict import (
+    WINDOW,
+    Diagnosis,
+    Record,
+    Series,
+    all_below,
+    entropy_name,
+    is_finite,
+    mean,
+    values,
+)
 
 SETTLE = 200
 """Steps after the warm-up in which nothing but the data and the weights' size is judged."""
-
-
-WINDOW = 100
-"""Steps over which a signal of the outputs must stay bad."""
-
-
-class Diagnosis(NamedTuple):
-    """The verdict on a run."""
-
-    kind: str
-    """One of: healthy, warming up, uniform, constant, same output, dimensional, unused prototypes, no contrast,
-    one location, place, dense head idle, dead data, exploding, not finite."""
-    words: str
-    """Description of the problem with numbers, and what to change; empty where all is well."""
-
-    @property
-    def alarm(self) -> bool:
-        return self.kind not in ("healthy", "warming up", "dense head idle")
+SHORTEST = SETTLE + 10
+"""Steps of the shortest run that can be judged."""
 
 
 HEALTHY, WARMING = Diagnosis("healthy", ""), Diagnosis("warming up", "")
-
-
-class Series(NamedTuple):
-    """The lines of metrics.jsonl that rules look at, each part in ascending steps."""
-
-    records: Sequence[Record]
-    """All lines of the run."""
-    window: Sequence[Record]
-    """Log lines of the last `WINDOW` steps."""
-    evaluations: Sequence[Record]
-    """Evaluations since the end of the warm-up."""
 
 
 def diagnose(records: Sequence[Record], facts: RunFacts) -> Diagnosis:
@@ -62,10 +42,17 @@ def diagnose(records: Sequence[Record], facts: RunFacts) -> Diagnosis:
         window=[r for r in records if r["step"] > now - WINDOW and "loss" in r],
         evaluations=[r for r in records if "rankme" in r and r["step"] >= facts.warmup_steps],
     )
-    settled = now >= facts.warmup_steps + SETTLE
+    needed = max(SHORTEST, facts.warmup_steps + SETTLE)
+    settled = now >= facts.warmup_steps + SETTLE and facts.total_steps >= needed
     for rule in (*RULES_AT_ONCE, *RULES) if settled else RULES_AT_ONCE:
         if diagnosis := rule(series, facts):
             return diagnosis
+    if facts.total_steps < needed:
+        return Diagnosis(
+            "too short to judge",
+            f"A run of {facts.total_steps} steps is too short to judge whether it learns: that takes {needed} "
+            "(--steps, --epochs).",
+        )
     return HEALTHY if settled else WARMING
 
 
@@ -100,12 +87,10 @@ def judge_outputs(series: Series, facts: RunFacts) -> Diagnosis | None:
     if facts.num_outputs is None:
         return None
     window, most = series.window, math.log(facts.num_outputs)
-    if not _all_below(window, "assignment_information", 0.01 * most):
+    if not all_below(window, "assignment_information", 0.01 * most):
         return None
-    entropy, loss = _mean(window, _entropy_name(window)), _mean(window, "loss")
-    evidence = (
-        f"its outputs hold {_mean(window, 'assignment_information'):.3f} nats about the image, for {WINDOW} steps"
-    )
+    entropy, loss = mean(window, entropy_name(window)), mean(window, "loss")
+    evidence = f"its outputs hold {mean(window, 'assignment_information'):.3f} nats about the image, for {WINDOW} steps"
     if entropy > 0.9 * most:
         return Diagnosis(
             "uniform",
@@ -127,7 +112,7 @@ def judge_outputs(series: Series, facts: RunFacts) -> Diagnosis | None:
 
 def judge_prototype_use(series: Series, facts: RunFacts) -> Diagnosis | None:
     """Detect a mean prediction far from even use (`memax_gap`), so that few prototypes take all images."""
-    gaps = _values(series.window, "memax_gap")
+    gaps = values(series.window, "memax_gap")
     if facts.num_outputs is None or not gaps:
         return None
     most = math.log(facts.num_outputs)
@@ -135,8 +120,8 @@ def judge_prototype_use(series: Series, facts: RunFacts) -> Diagnosis | None:
         return None
     return Diagnosis(
         "unused prototypes",
-        f"Few prototypes take all images: the mean prediction is {_mean(series.window, 'memax_gap'):.2f} of {most:.2f} "
-        f"nats from even use, {_mean(series.window, 'prototypes_used'):.0f} of {facts.num_outputs} win images of a "
+        f"Few prototypes take all images: the mean prediction is {mean(series.window, 'memax_gap'):.2f} of {most:.2f} "
+        f"nats from even use, {mean(series.window, 'prototypes_used'):.0f} of {facts.num_outputs} win images of a "
         f"batch, for {WINDOW} steps. " + advise(facts, "constant"),
     )
 
@@ -147,7 +132,7 @@ def judge_contrast(series: Series, facts: RunFacts) -> Diagnosis | None:
     gaps = [positive - negative for positive, negative in pairs if positive is not None and negative is not None]
     if not gaps or max(gaps) >= 0.02:
         return None
-    positive, negative = _mean(series.window, "positive_similarity"), _mean(series.window, "negative_similarity")
+    positive, negative = mean(series.window, "positive_similarity"), mean(series.window, "negative_similarity")
     return Diagnosis(
         "no contrast",
         f"Two views of an image are no more similar than two images: cosine {positive:.3f} "
@@ -163,16 +148,16 @@ def judge_output_drain(series: Series, facts: RunFacts) -> Diagnosis | None:
     window = series.window
     if facts.num_outputs is None or not window:
         return None
-    name = _entropy_name(window)
-    if not _all_below(window[-1:], name, 0.1 * math.log(facts.num_outputs)):
+    name = entropy_name(window)
+    if not all_below(window[-1:], name, 0.1 * math.log(facts.num_outputs)):
         return None
-    most = max(_values(series.records, "assignment_information"), default=0.0)
-    if not _all_below(window, "assignment_information", 0.5 * most):
+    most = max(values(series.records, "assignment_information"), default=0.0)
+    if not all_below(window, "assignment_information", 0.5 * most):
         return None
     return Diagnosis(
         "constant",
         f"More and more images give the same output: entropy {window[-1][name]:.3f} of "
-        f"{math.log(facts.num_outputs):.3f}; its outputs hold {_mean(window, 'assignment_information'):.3f} nats about "
+        f"{math.log(facts.num_outputs):.3f}; its outputs hold {mean(window, 'assignment_information'):.3f} nats about "
         f"the image, once {most:.3f}. " + advise(facts, "constant"),
     )
 
@@ -182,32 +167,41 @@ def judge_features(series: Series, facts: RunFacts) -> Diagnosis | None:
     if not series.evaluations:
         return None
     last = series.evaluations[-1]
-    if not _is_finite(last["rankme"]):
+    if not is_finite(last["rankme"]):
         return Diagnosis(
             "not finite",
             f"The features of the images looked at are not finite at step {last['step']}: no image can be told from "
             "another. Go back to an earlier checkpoint and lower --optim.lr, or use --precision fp32.",
         )
-    finite = [r for r in series.evaluations if _is_finite(r["rankme"])]
+    finite = [r for r in series.evaluations if is_finite(r["rankme"])]
     best_rank, best_effective = (max(r[name] for r in finite) for name in ("rankme", "effective_rank"))
+    rank, effective, spread, even = (last[name] for name in ("rankme", "effective_rank", "feature_std", "uniformity"))
+    before = series.untrained or {}
+
+    def is_worse(name: str) -> bool:
+        """Whether a signal is worse than that of the untrained network, which may lie beyond a limit, too."""
+        return not is_finite(before.get(name)) or abs(last[name]) < 0.9 * abs(before[name])
+
+    alike, uneven = spread < 0.2 and is_worse("feature_std"), even > -0.5 and is_worse("uniformity")
+    few = rank < max(4.0, 0.02 * facts.width) and is_worse("rankme")
+    least = effective < max(3.0, 0.01 * facts.width) and is_worse("effective_rank")
     votes = {
-        f"RankMe {last['rankme']:.1f}": last["rankme"] < max(4.0, 0.02 * facts.width, 0.3 * best_rank),
-        f"effective rank {last['effective_rank']:.1f}": last["effective_rank"]
-        < max(3.0, 0.01 * facts.width, 0.3 * best_effective),
-        f"spread {last['feature_std']:.2f}": last["feature_std"] < 0.2,
-        f"uniformity {last['uniformity']:.2f}": last["uniformity"] > -0.5,
+        f"RankMe {rank:.1f}": few or rank < 0.3 * best_rank,
+        f"effective rank {effective:.1f}": least or effective < 0.3 * best_effective,
+        f"spread {spread:.2f}": alike,
+        f"uniformity {even:.2f}": uneven,
     }
     bad = [name for name, vote in votes.items() if vote]
     if len(bad) < 2:
         return None
-    kind = "constant" if last["feature_std"] < 0.2 and last["uniformity"] > -0.5 else "dimensional"
+    kind = "constant" if alike and uneven else "dimensional"
     event = "All images have nearly the same features" if kind == "constant" else "The features span few directions"
     return Diagnosis(kind, f"{event}: {', '.join(bad)} of {facts.width} dimensions. " + advise(facts, kind))
 
 
 def judge_rank_loss(series: Series, facts: RunFacts) -> Diagnosis | None:
     """Detect features that span fewer directions than untrained ones: every run that learned spanned more."""
-    untrained = next((r for r in series.records if _is_finite(r.get("effective_rank")) and r["step"] == 0), None)
+    untrained = series.untrained
     if untrained is None or not series.evaluations:
         return None
     rank, rank_untrained = series.evaluations[-1]["effective_rank"], untrained["effective_rank"]
@@ -226,10 +220,10 @@ def judge_locations(series: Series, facts: RunFacts) -> Diagnosis | None:
     It is an alarm only where nothing but the dense loss trains (`dense_weight`).
     """
     window = series.window
-    if _all_below(window, "matches_distinct", 0.1):
-        kind, distinct = "one location", 100 * _mean(window, "matches_distinct")
+    if all_below(window, "matches_distinct", 0.1):
+        kind, distinct = "one location", 100 * mean(window, "matches_distinct")
         words = f"Nearly all locations of an image match the same few of the other view: {distinct:.1f} % distinct"
-    elif (place := min(_values(window, "dense_by_place"), default=0.0)) > 0.9:
+    elif (place := min(values(window, "dense_by_place"), default=0.0)) > 0.9:
         kind = "place"
         words = f"The dense head encodes places, not what they show: the place decides {100 * place:.0f} % of it"
     else:
@@ -247,38 +241,14 @@ Rule = Callable[[Series, RunFacts], Diagnosis | None]
 RULES_AT_ONCE: tuple[Rule, ...] = (judge_data, judge_weight_growth)
 """Rules that see their fault also before a run has settled."""
 RULES: tuple[Rule, ...] = (
+    judge_rest,
     judge_outputs,
     judge_prototype_use,
     judge_contrast,
     judge_output_drain,
     judge_features,
     judge_rank_loss,
+    judge_stagnation,
     judge_locations,
 )
 """Rules for a run that has settled, tried in this order: the first verdict counts."""
-
-
-def _values(records: Sequence[Record], name: str) -> list[Any]:
-    """The numbers under `name`; a resumed run has None where one was not finite."""
-    return [r[name] for r in records if r.get(name) is not None]
-
-
-def _all_below(window: Sequence[Record], name: str, limit: float) -> bool:
-    """Whether the signal was there and stayed below the limit in the whole window."""
-    values = _values(window, name)
-    return len(values) > 0 and max(values) < limit
-
-
-def _mean(window: Sequence[Record], name: str) -> float:
-    values = _values(window, name)
-    return sum(values) / len(values) if values else math.nan
-
-
-def _is_finite(value: float | None) -> bool:
-    """False for a signal of features that were not finite: NaN in the run that saw them, null in its metrics.jsonl."""
-    return value is not None and math.isfinite(value)
-
-
-def _entropy_name(window: Sequence[Record]) -> str:
-    """The signal that holds the entropy of the outputs."""
-    return "teacher_entropy" if "teacher_entropy" in window[-1] else "target_entropy"

@@ -18,6 +18,12 @@ class RunFacts(NamedTuple):
     """Number K of prototypes, or None; the entropy of a uniform output is ln K."""
     warmup_steps: int
     """Steps in which nothing is judged: learning rates rise, outputs of a fresh network are all alike."""
+    total_steps: int
+    """Length of the run in steps."""
+    lr: float | None = None
+    """Peak learning rate that the settings ask for (`--optim.lr`); None: unknown."""
+    num_labelled: int | None = None
+    """Images that k-NN classifies along the run: of few of them its accuracy says little. None: unknown."""
 
 
 def collect_facts(
@@ -27,10 +33,12 @@ def collect_facts(
     warmup_epochs: float,
     per_epoch: float,
     total_steps: int,
+    lr: float | None = None,
+    num_labelled: int | None = None,
 ) -> RunFacts:
     """Facts of a run: `settings` and `advice` are its method's, `width` is D, `per_epoch` is steps per epoch."""
     warmup = max(round(warmup_epochs * per_epoch), total_steps // 50)
-    return RunFacts(settings, advice, width, settings.get("num_prototypes"), warmup)
+    return RunFacts(settings, advice, width, settings.get("num_prototypes"), warmup, total_steps, lr, num_labelled)
 
 
 GENERAL_ADVICE = {
@@ -38,6 +46,9 @@ GENERAL_ADVICE = {
     "constant": "Lower --optim.lr; check that the views differ and that what prevents collapse is on.",
     "contrast": "Lower --optim.lr; a larger batch or queue gives more negatives.",
     "locations": "Give the dense loss a warm-up or a smaller share.",
+    "rest": "Raise --optim.lr: the recipes have values that work.",
+    "stalled": "Try a higher --optim.lr, then more steps or a larger batch; check that the views leave something to "
+    "recognise (nolabel check DATA, nolabel show attention).",
     "dimensional": "Use stronger crops and colour jitter, a larger batch, or a lower --optim.lr.",
 }
 """Advice for methods without a text of their own, by kind of fault."""

@@ -80,6 +80,8 @@ def loop(job: Job, first_step: int, records: list[Record], signal_number: Callab
                 pulse.beat(done, "evaluating")
                 if watch and (measured := monitor.evaluate_now(job, watch, done)):
                     show(done, measured)
+                if watch and due.last:  # no log line comes that would judge the last evaluation
+                    monitor.judge_health(job, watch)
             number = asked_to_stop(job, signal_number, due)
             if due.save or number or is_late(saved):
                 pulse.beat(done, "saving")

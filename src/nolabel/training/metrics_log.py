@@ -7,7 +7,6 @@ import torch
 
 from nolabel import distributed, files
 from nolabel.errors import NumericError
-from nolabel.runs import folder
 from nolabel.training.events import optional_write
 from nolabel.training.feeding import note_loader
 from nolabel.training.job import Job, Record
@@ -41,11 +40,11 @@ def log(job: Job, images: Monitor | None, window: Sequence[Record], done: int) -
     words = ""
     if images is not None:
         line = {"step": done, "epoch": done / job.steps_per_epoch, **record}
-        health = judge_health(job, images, line)
-        words = health.words if health.alarm else ""
-        with optional_write("metrics.jsonl or status.json"):
+        images.history.append(line)
+        with optional_write("metrics.jsonl"):
             files.append_jsonl(job.out / "metrics.jsonl", line)
-            folder.write_status(job.out, "running", done, health=health._asdict())
+        health = judge_health(job, images)
+        words = health.words if health.alarm else ""
         record |= {"health": health.kind}
     if job.config.stop_on_collapse and distributed.any_process(bool(words), job.device):
         raise Collapsed(

@@ -20,9 +20,10 @@ from nolabel.evals.classification import knn
 from nolabel.evals.shared.features import Pixels, embed, in_batches
 from nolabel.evals.shared.reading import report_splits
 from nolabel.files import replacing
-from nolabel.health.diagnosis import Diagnosis, diagnose
+from nolabel.health.diagnosis import diagnose
 from nolabel.health.facts import RunFacts, collect_facts
 from nolabel.health.features import FeatureSignals, feature_signals
+from nolabel.health.verdict import Diagnosis
 from nolabel.networks.backbones import Backbone
 from nolabel.plots.attention import snapshot
 from nolabel.progress import report_line
@@ -59,7 +60,7 @@ class Monitor(NamedTuple):
     history: list[dict[str, Any]]
     """The lines of metrics.jsonl."""
     reported: list[str]
-    """Kinds of alarms and notes that were reported."""
+    """Alarms and notes that were reported, as `alarm KIND` or `note KIND`."""
 
 
 def open_monitor(job: Job) -> Monitor:
@@ -75,10 +76,16 @@ def open_monitor(job: Job) -> Monitor:
     sample = _sample(job.stream.images, size, config.seed, _sample_size(job))
     pictures = _sample(job.stream.images, _picture_side(job), config.seed, NUM_PICTURES)
     written = folder.Run(job.out)
-    reported = [str(e.get("kind")) for e in written.events() if e.get("event") in ("alarm", "note")]
-    width, warmup = job.method.backbone.num_features, config.optim.warmup_epochs
+    reported = [f"{e['event']} {e.get('kind')}" for e in written.events() if e.get("event") in ("alarm", "note")]
     facts = collect_facts(
-        vars(config.method), config.method.advice, width, warmup, job.steps_per_epoch, job.total_steps
+        vars(config.method),
+        config.method.advice,
+        job.method.backbone.num_features,
+        config.optim.warmup_epochs,
+        job.steps_per_epoch,
+        job.total_steps,
+        config.optim.lr,
+        None if labelled is None else len((labelled.test or labelled.train).labels),
     )
     return Monitor(labelled, sample, pictures, config.mean, config.std, job.device, facts, written.metrics(), reported)
 
@@ -111,15 +118,19 @@ def evaluate_now(job: Job, images: Monitor, done: int) -> dict[str, Any]:
     return record
 
 
-def judge_health(job: Job, images: Monitor, record: dict[str, Any]) -> Diagnosis:
-    """Diagnose the run after another line of metrics; report and record the first alarm or note of each kind."""
-    images.history.append(record)
-    health = diagnose(images.history, images.facts)
-    if health.words and health.kind not in images.reported:
-        images.reported.append(health.kind)
-        kind = "alarm" if health.alarm else "note"
+def judge_health(job: Job, images: Monitor) -> Diagnosis:
+    """Diagnose the run by all lines of metrics so far; report and record the first alarm and note of each kind.
+
+    The verdict goes to status.json.
+    """
+    health, step = diagnose(images.history, images.facts), images.history[-1]["step"]
+    kind = "alarm" if health.alarm else "note"
+    if health.words and f"{kind} {health.kind}" not in images.reported:
+        images.reported.append(f"{kind} {health.kind}")
         report_line(f"{'warning' if health.alarm else 'note'}: {health.words}")
-        record_event(job, kind, step=record["step"], kind=health.kind, words=health.words)
+        record_event(job, kind, step=step, kind=health.kind, words=health.words)
+    with optional_write("status.json"):
+        folder.write_status(job.out, "running", step, health={"kind": health.kind, "words": health.words})
     return health
 
 

@@ -1,6 +1,5 @@
 """A run put together: settings, method, optimizer, stream of views."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -106,6 +105,10 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
     couples = method.couples_batch or any(
         isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in method.modules()
     )
+    if "." in config.backbone:
+        name, _, tag = config.backbone.partition(".")
+        report_line(f"note: {tag} names weights of {name}. They are not used: training starts from random weights.")
+    method.backbone.check_sizes(view.size for view in method.views())
     for warning in check(config, method.views(), method.backbone.patch_size, couples) + method.check():
         report_line(f"warning: {warning}")
     if method.sync_batchnorm:
@@ -163,7 +166,7 @@ def _stream(config: TrainConfig[Any], images: Images, method: Method, device: to
         stream = stream._replace(whole=placed == "device")
     if not stream.whole:
         view_function(stream.engine)  # compile it before there are processes that need it
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of this machine
+    beside = distributed.number_of("LOCAL_WORLD_SIZE", 1)  # processes of this machine
     full = fits_shared_memory(beside * waiting_bytes(stream, resolved(config.workers), distributed.world_size()))
     if full:
         report_line(f"warning: {full}")

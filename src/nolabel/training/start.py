@@ -38,6 +38,7 @@ def train(config: TrainConfig[Any], overwrite: bool = False) -> folder.Run:
     check_tracker(config.tracker)
     device, out = find_device(config.device), Path(config.out)
     with console.kept_stderr(), distributed.process_group(device):
+        _warn_of_launcher()
         if distributed.is_main():
             folder.check_apart(out, {"DATA": config.data, "--labels": config.labels})
             folder.check_new(out, overwrite)
@@ -80,6 +81,7 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
     check_tracker(config.tracker)
     device = find_device(config.device)
     with console.kept_stderr(), distributed.process_group(device):
+        _warn_of_launcher()
         # A micro-batch that is given now is kept, even if it equals the one before.
         processes = None if "micro_batch" in (changed or {}) else resuming.processes_before(state)
         job = build(split_over_processes(config, processes), scan(config.data, config.subfolder), device)
@@ -101,6 +103,12 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
                 else:
                     train_to_the_end(job, first_step, window, signal_number)
     return run
+
+
+def _warn_of_launcher() -> None:
+    words = distributed.check_launcher()
+    if words:
+        report_line(f"warning: {words}")
 
 
 def replay(path: str | Path) -> Record:

@@ -1,5 +1,8 @@
 """Tables that `nolabel list` and help texts print. Only data, without torch."""
 
+from importlib.resources import files
+from typing import NamedTuple
+
 BACKBONES: dict[str, str] = {
     "vit_tiny_patch16_224": "ViT-Ti/16, 5.5 M parameters",
     "vit_small_patch16_224": "ViT-S/16, 21.7 M, DINO's workhorse",
@@ -11,6 +14,22 @@ BACKBONES: dict[str, str] = {
     "xcit_small_12_p16_224": "XCiT-S12/16, 25.9 M",
     "convnext_tiny": "ConvNeXt-T, 27.8 M",
 }
+
+
+class Measured(NamedTuple):
+    """A network of timm that gives Features, as benchmarks/backbones.py found it."""
+
+    family: str
+    """Module of timm."""
+    sizes: str
+    """Sizes of images that the network takes, in words."""
+
+
+def measured_backbones() -> dict[str, Measured]:
+    """One or two networks of each family of timm by name; benchmarks/backbones.py writes the file."""
+    text = (files("nolabel") / "networks/timm_networks.txt").read_text(encoding="utf-8")
+    rows = [line.split(maxsplit=2) for line in text.splitlines() if line and not line.startswith("#")]
+    return {name: Measured(family, sizes) for family, name, sizes in rows}
 
 
 PROTOCOLS: dict[str, str] = {

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from nolabel import console
-from nolabel.catalog import BACKBONES, PROTOCOLS, describe_sources
+from nolabel.catalog import BACKBONES, PROTOCOLS, describe_sources, measured_backbones
 from nolabel.errors import NolabelError, StorageError, UsageError, nearest
 from nolabel.recipes import RECIPES, find
 from nolabel.version import __version__
@@ -21,7 +21,7 @@ HELP = f"""nolabel {__version__}: self-supervised visual pre-training on a folde
   nolabel pack DATA --out SHARDS            the images in a few large files, for fast reading
   nolabel check DATA                        what is in the data, and what training will skip
   nolabel report RUN                        write RUN/report.html again
-  nolabel list recipes|backbones|protocols
+  nolabel list recipes|backbones [--all]|protocols
   nolabel demo [--out RUN]                  the whole tour on pictures made on the spot, minutes on a laptop CPU
 
 DATA: {describe_sources()}.
@@ -97,6 +97,14 @@ def _check_names(args: list[str]) -> None:
 
 
 def _list(args: list[str]) -> None:
+    if args == ["backbones", "--all"]:
+        measured = measured_backbones()
+        _print_table({name: f"{sizes} ({family})" for name, (family, sizes) in measured.items()})
+        console.result(
+            f"\nMeasured: {len(measured)} networks, one or two of each family of timm, with the sizes of images they "
+            "take.\nOthers of a family work alike. Each network is checked when it is built, before any training."
+        )
+        return
     tables = {
         "recipes": {name: recipe.summary for name, recipe in RECIPES.items()},
         "backbones": BACKBONES,
@@ -105,10 +113,15 @@ def _list(args: list[str]) -> None:
     if len(args) != 1 or args[0] not in tables:
         wrong = f"There is nothing to list under {args[0]!r}.{nearest(args[0], tables)} " if args else ""
         raise UsageError(f"{wrong}Choose one of: nolabel list {'|'.join(tables)}")
-    width = max(map(len, tables[args[0]]))
-    for name, summary in tables[args[0]].items():
-        console.result(f"{name:<{width}}  {summary}")
+    _print_table(tables[args[0]])
     if args[0] == "backbones":
         console.result(
-            "\nA selection: every timm model with a feature map works, any ViT size and patch, ResNet, XCiT, ConvNeXt."
+            "\nA selection: any ViT size and patch, ResNet, XCiT, ConvNeXt. Every family of timm with a feature map:\n"
+            "nolabel list backbones --all"
         )
+
+
+def _print_table(table: dict[str, str]) -> None:
+    width = max(map(len, table))
+    for name, summary in table.items():
+        console.result(f"{name:<{width}}  {summary}")

@@ -31,10 +31,18 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"There is no device {name!r}: use auto, cpu, cuda, cuda:N or mps.") from error
+    if device.type not in ("cpu", "cuda", "mps") or (device.type != "cuda" and device.index):
+        raise UsageError(f"There is no device {name!r} for nolabel: use auto, cpu, cuda, cuda:N or mps.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda was asked for, and torch finds no CUDA device here: use --device cpu or auto.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps was asked for, and torch finds no Apple GPU here: use --device cpu or auto.")
     if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        device = torch.device("cuda", distributed.number_of("LOCAL_RANK", 0))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"There is no {device}: torch finds {torch.cuda.device_count()} CUDA devices here, counted from cuda:0."
+        )
     return device
 
 
@@ -177,7 +185,7 @@ def _check_split(size: int, world_size: int) -> None:
 
 
 def _local_world() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, distributed.number_of("LOCAL_WORLD_SIZE", 1))
 
 
 def _precision(device: torch.device) -> str:

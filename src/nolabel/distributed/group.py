@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nolabel.errors import UsageError
+
 
 def active() -> bool:
     """Whether a process group is running."""
@@ -30,12 +32,70 @@ def is_main() -> bool:
     return rank() == 0
 
 
+TORCHRUN = "torchrun --nproc-per-node N -m nolabel train ..."
+
+
+def number_of(variable: str, default: int) -> int:
+    """The whole number in an environment variable of torchrun. UsageError for anything else."""
+    text = os.environ.get(variable, str(default))
+    if not text.strip().isdecimal():
+        raise UsageError(
+            f"The environment variable {variable} is {text[:40]!r}: torchrun sets it to a number.\n"
+            f"Unset it for one process, or start several with {TORCHRUN}"
+        )
+    return int(text)
+
+
+LAUNCHERS = (
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "srun"),
+    ("SLURM_NTASKS", "SLURM_PROCID", "SLURM"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "mpirun"),
+    ("PMI_SIZE", "PMI_RANK", "mpiexec"),
+)
+"""Variables of other launchers: number of processes, index of this one, name."""
+
+
+def check_launcher() -> str:
+    """A warning where another launcher than torchrun may have started several processes, else an empty string.
+
+    UsageError where it is certain: each process would train alone, all into one folder.
+    """
+    if "RANK" in os.environ or active():
+        return ""
+    for size, index, launcher in LAUNCHERS:
+        count, this = os.environ.get(size, ""), os.environ.get(index, "")
+        if not count.isdecimal() or int(count) < 2:
+            continue
+        words = (
+            f"{launcher} runs {count} tasks ({size}), and nolabel reads the variables of torchrun alone: without them "
+            "each task trains by itself.\n"
+            f"Start one task per machine, and in it: {TORCHRUN}\n"
+            f"For a single process: one task (--ntasks 1, -n 1), or unset {size}."
+        )
+        if size != "SLURM_NTASKS" or this not in ("", "0"):
+            raise UsageError(words)
+        return words  # a batch script has SLURM_NTASKS, too, and is one process
+    return ""
+
+
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the group that `torchrun` describes for the length of the block; do nothing elsewhere."""
-    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1 or active():
+    """Join the group that `torchrun` describes for the length of the block; do nothing elsewhere.
+
+    UsageError where the environment describes no group that can be joined.
+    """
+    processes = number_of("WORLD_SIZE", 1)
+    number_of("LOCAL_WORLD_SIZE", 1)
+    if processes < 2 or active():
         yield
         return
+    missing = [v for v in ("RANK", "MASTER_ADDR", "MASTER_PORT") if v not in os.environ]
+    if missing:
+        raise UsageError(
+            f"WORLD_SIZE is {processes}, but {', '.join(missing)} is not set: torchrun sets all of them.\n"
+            f"Unset WORLD_SIZE for one process, or start several with {TORCHRUN}"
+        )
+    number_of("RANK", 0)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # NCCL's collectives without a tensor, such as a barrier, use the current one
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -13,7 +13,7 @@ from nolabel.errors import DataError, UsageError
 from nolabel.evals.shared.results import data_fingerprint, data_name, write_result
 from nolabel.files import check_no_links
 from nolabel.networks.backbones import backbone
-from nolabel.networks.precision import Precision
+from nolabel.networks.precision import DTYPES, Precision
 from nolabel.weights.load import Loaded
 
 
@@ -163,6 +163,8 @@ def check_common(config: EvalConfig) -> None:
     """UsageError for common settings that cannot work."""
     check_at_least(config, 1, "image_size", "batch_size")
     check_at_least(config, 0, "workers")
+    if config.precision not in DTYPES:
+        raise UsageError(f"There is no precision {config.precision!r}: use one of {', '.join(DTYPES)}.")
 
 
 def check_at_least(config: EvalConfig, least: int, *names: str) -> None:

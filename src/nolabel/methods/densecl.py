@@ -124,7 +124,9 @@ class DenseCL(Method):
         self.config, self.dense = config, config.dense_weight != 0
         net = make_backbone(0.0)
         initialize_resnet(net)
-        head = DenseProjector(net.num_features, config.projection_dim, config.hidden_dim, self.dense)
+        head = DenseProjector(
+            net.num_features, config.projection_dim, config.hidden_dim, self.dense, net.patch_features
+        )
         self.query = Network(net, head)
         self.key = copy.deepcopy(self.query).requires_grad_(False)
         self.queue = Queue(config.queue_size, config.projection_dim)

@@ -129,9 +129,10 @@ class MSN(Method):
         c = self.config
         if backbone.can_drop:  # MSN starts the patch embedding in its own way
             projection = backbone.model.patch_embed.proj
-            nn.init.kaiming_normal_(projection.weight, mode="fan_in", nonlinearity="relu")
-            if projection.bias is not None:
-                nn.init.zeros_(projection.bias)
+            if isinstance(projection, nn.Conv2d):  # hybrid networks may have none
+                nn.init.kaiming_normal_(projection.weight, mode="fan_in", nonlinearity="relu")
+                if projection.bias is not None:
+                    nn.init.zeros_(projection.bias)
         head = mlp([backbone.num_features, c.hidden_dim, c.hidden_dim, c.output_dim], c.head_batchnorm)
         return Network(backbone, head)
 

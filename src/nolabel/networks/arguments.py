@@ -111,7 +111,7 @@ def _problem(key: str, value: Any) -> str:
     if key in COUNTS and sum(numbers) > MOST_BLOCKS:
         return f"at most {MOST_BLOCKS} blocks"
     if key == "in_chans" and value != 3:
-        return "3: images have red, green and blue"
+        return "3: nolabel reads images as RGB only"
     return f"at most {LONGEST} letters" if any(isinstance(v, str) and len(v) > LONGEST for v in values) else ""
 
 

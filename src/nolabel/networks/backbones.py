@@ -3,9 +3,10 @@
 Methods, evaluations, pictures and export know a network only through this file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
@@ -16,37 +17,10 @@ from torch import Tensor, nn
 from nolabel.errors import UsageError, nearest
 from nolabel.networks import lean_blocks
 from nolabel.networks.arguments import check_args, check_size
+from nolabel.networks.features import Features as Features  # a backbone and its Features come together
+from nolabel.networks.features import KeepPatches, find_grid, read_features
+from nolabel.networks.fitting import Form, first_words, fitted, measure, own_size, stochastic_depth, wrong_size
 from nolabel.networks.positions import Resampling, use_resampling
-
-
-class Features(NamedTuple):
-    """Features of a batch of images."""
-
-    pooled: Tensor
-    """(B, D): the class token of a ViT, the spatial mean of a CNN."""
-    patches: Tensor
-    """(B, N, D): one vector per location, row by row."""
-    grid: tuple[int, int]
-    """Rows and columns of the image's locations; their product is N unless patches were dropped."""
-
-
-class KeepPatches(nn.Module):
-    """Drop the patches that are not in `keep`. Replaces timm's patch dropout, after the position embedding."""
-
-    def __init__(self, num_prefix_tokens: int) -> None:
-        super().__init__()
-        self.num_prefix_tokens = num_prefix_tokens
-        self.keep: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.keep is None:
-            return x
-        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
-        if self.keep.dim() == 1:
-            kept = patches.index_select(1, self.keep)
-        else:
-            kept = patches.gather(1, self.keep[:, :, None].expand(-1, -1, patches.shape[-1]))
-        return torch.cat([prefix, kept], dim=1)
 
 
 class Backbone(nn.Module):
@@ -57,10 +31,15 @@ class Backbone(nn.Module):
         self.model = model
         self.name, self.args = name, dict(args)
         self.positions: Resampling = positions if use_resampling(model, positions) else "timm"
-        self.num_features = int(model.num_features)
+        self.num_features = self.patch_features = int(model.num_features)
+        """Widths of the pooled vector and of the vector of a location. Most networks have one for both."""
         embed = getattr(model, "patch_embed", None)
         size = getattr(embed, "patch_size", None)
         self.patch_size: int | None = size[0] if isinstance(size, tuple) else size
+        self._channels_last = self.patch_size is None  # a CNN: convolutions are mostly faster in this layout
+        self._stride: int | None = None
+        self._proven: set[tuple[int, int]] | None = None
+        """Sizes of images that the network took; None for networks that take every size."""
         if self.can_drop:
             model.patch_drop = KeepPatches(model.num_prefix_tokens)
 
@@ -78,16 +57,10 @@ class Backbone(nn.Module):
         self._check_size(x)
         if keep is not None:
             return self._forward_kept(x, keep)
-        if self.patch_size is None:  # a CNN: convolutions are mostly faster in channels-last layout
+        if self._channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        out = self.model.forward_features(x)
-        pooled = self.model.forward_head(out, pre_logits=True)
-        if out.dim() == 4:
-            if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
-                out = out.permute(0, 3, 1, 2)
-            return Features(pooled, out.flatten(2).transpose(1, 2), (out.shape[2], out.shape[3]))
-        patches = out[:, self.model.num_prefix_tokens :]
-        return Features(pooled, patches, self._grid(x, patches.shape[1]))
+        with self._in_words(x):
+            return read_features(self.model, x)
 
     def _forward_kept(self, x: Tensor, keep: Tensor) -> Features:
         if not self.can_drop:
@@ -121,7 +94,7 @@ class Backbone(nn.Module):
         features = []
         for patches, prefix in outs:
             pooled = prefix[:, 0] if self.model.num_prefix_tokens else patches.mean(1)
-            features.append(Features(pooled, patches, self._grid(x, patches.shape[1])))
+            features.append(Features(pooled, patches, find_grid(patches.shape[1], 0, *x.shape[-2:])[1]))
         return features
 
     def stages(self, x: Tensor) -> list[Tensor]:
@@ -141,7 +114,9 @@ class Backbone(nn.Module):
     @property
     def has_attention(self) -> bool:
         """Whether `attention` works: plain vision transformers with a class token."""
-        return isinstance(self.model, VisionTransformer) and self.model.cls_token is not None
+        if not isinstance(self.model, VisionTransformer) or self.model.cls_token is None:
+            return False
+        return isinstance(getattr(self.model.blocks[-1], "attn", None), Attention)
 
     def attention(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Attention of the class token over the patches in the last block: (B, heads, N) float32, and the grid.
@@ -163,7 +138,7 @@ class Backbone(nn.Module):
         q, k = attn.q_norm(qkv[0]), attn.k_norm(qkv[1])
         weights = ((q[:, :, :1] * attn.scale) @ k.transpose(-2, -1)).float().softmax(-1)
         patches = weights[:, :, 0, self.model.num_prefix_tokens :]
-        return patches, self._grid(x, patches.shape[-1])
+        return patches, find_grid(patches.shape[-1], 0, *x.shape[-2:])[1]
 
     def plain_attention(self, image_size: int) -> None:
         """Compute attention of ViTs by two products and a softmax, without the fused function: faster in bf16 on CPUs.
@@ -193,11 +168,48 @@ class Backbone(nn.Module):
         for part in parts:
             part.compile()
 
-    def _grid(self, x: Tensor, num_patches: int) -> tuple[int, int]:
-        assert self.patch_size is not None
-        rows, columns = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
-        assert rows * columns == num_patches
-        return rows, columns
+    @property
+    def stride(self) -> int:
+        """Pixels from one location to the next."""
+        return self._stride or self.patch_size or int(self.model.feature_info[-1]["reduction"])
+
+    def takes(self, size: int) -> bool:
+        """Whether the network takes square images of this size (pixels)."""
+        if self.patch_size is not None and size % self.patch_size:
+            return False
+        return self._proven is None or isinstance(measure(self.name, self.args, size), Form)
+
+    def take_form(self, form: Form, size: int) -> None:
+        """Set widths and patch size by what a forward pass of images of `size` pixels has shown."""
+        self.num_features, self.patch_features = form.pooled, form.patches
+        self._proven = {(size, size)}
+        self._stride = stride = size // form.rows
+        if self.patch_size is not None and self.can_drop:  # patches of the map of a CNN (hybrid networks)
+            self.patch_size = stride
+        elif self.patch_size is not None and stride % self.patch_size:  # overlapping patches
+            self.patch_size = None
+
+    def check_sizes(self, sizes: Iterable[int]) -> None:
+        """UsageError where the network does not take square images of one of these sizes (pixels)."""
+        for size in sorted(set(sizes)) if self._proven is not None else ():
+            form = measure(self.name, self.args, size)
+            if isinstance(form, str):
+                raise wrong_size(self.name, own_size(self.model, self.args), (size, size), form)
+
+    @contextmanager
+    def _in_words(self, x: Tensor) -> Iterator[None]:
+        """Turn an error of the network at a size that it does not take into a UsageError."""
+        size = (x.shape[-2], x.shape[-1])
+        try:
+            yield
+        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if self._proven is None or size in self._proven or isinstance(error, (torch.OutOfMemoryError, UsageError)):
+                raise
+            if size[0] == size[1] and self.takes(size[0]):
+                raise  # the size is not the reason
+            raise wrong_size(self.name, own_size(self.model, self.args), size, first_words(error)) from error
+        if self._proven is not None:
+            self._proven.add(size)
 
     def _check_size(self, x: Tensor) -> None:
         p = self.patch_size
@@ -230,25 +242,33 @@ def backbone(
             "`nolabel list backbones` shows a selection."
         )
     check_args(name, args or {})
+    known = _is_plain_vit(name) or _is_resnet(name)
     options: dict[str, Any] = dict(args or {})
     if _is_plain_vit(name):
         options = {"dynamic_img_size": True, **options}
         if image_size is not None:
             options = {"img_size": image_size, **options}
-    if drop_path and not _is_resnet(name):
-        options["drop_path_rate"] = drop_path
-    build = partial(timm.create_model, name, pretrained=False, num_classes=0, **options)
     if args or most_bytes is not None:
-        check_size(name, build, most_bytes)
+        check_size(name, partial(timm.create_model, name, pretrained=False, num_classes=0, **options), most_bytes)
+    form = None
     try:
-        model = build()
+        if not known:
+            options, form = fitted(name, options, image_size)
+        if known and drop_path and not _is_resnet(name):
+            options["drop_path_rate"] = drop_path
+        elif not known:
+            options |= stochastic_depth(name, options, drop_path)
+        model = timm.create_model(name, pretrained=False, num_classes=0, **options)
         net = Backbone(model, name, {k: v for k, v in options.items() if k != "drop_path_rate"}, positions)
+    except UsageError:
+        raise
     except Exception as error:  # timm raises nearly anything for values that make no network
-        first = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
         raise UsageError(
-            f"timm could not build {name} with {str(options)[:300]}: {first}.\n"
+            f"timm could not build {name} with {str(options)[:300]}: {first_words(error)}.\n"
             "Some recipes bring arguments for their own backbone: --backbone-args replaces them (alone: none)."
         ) from error
+    if form is not None:
+        net.take_form(form, image_size or own_size(model, options))
     if isinstance(model, VisionTransformer):
         _initialize_vit(model)
     if grad_checkpointing:

@@ -124,12 +124,20 @@ class Projector(nn.Sequential):
 class DenseProjector(nn.Module):
     """DenseCL's two projectors side by side (Wang et al. 2021); without the dense one it is MoCo v2's.
 
-    Pooled features (B, D) to (B, out_dim), patches (B, N, D) to (B, N, out_dim), neither normalised. Two layers with
+    Pooled features (B, dim) to (B, out_dim), patches (B, N, patch_dim) to (B, N, out_dim), neither normalised; by
+    default both widths are `dim`. Two layers with
     biases, ReLU between and no BatchNorm. The pooled layers start Kaiming-normal (fan-in) with zero biases, the dense
     ones as torch starts a 1x1 convolution, which is what a Linear on each patch is.
     """
 
-    def __init__(self, dim: int, out_dim: int = 128, hidden_dim: int | None = None, dense: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int = 128,
+        hidden_dim: int | None = None,
+        dense: bool = True,
+        patch_dim: int | None = None,
+    ) -> None:
         super().__init__()
         hidden = hidden_dim or dim
         self.pooled = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, out_dim))
@@ -139,7 +147,7 @@ class DenseProjector(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.patches: nn.Sequential | None = None
         if dense:
-            self.patches = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, out_dim))
+            self.patches = nn.Sequential(nn.Linear(patch_dim or dim, hidden), nn.ReLU(), nn.Linear(hidden, out_dim))
 
     def forward(self, pooled: Tensor, patches: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.pooled(pooled), None if self.patches is None else self.patches(patches)

@@ -8,8 +8,14 @@ from nolabel.networks.backbones import Features
 
 
 def cosine_to_pooled(features: Features) -> Tensor:
-    """(B, N) cosine of each location with the pooled feature: a replacement for attention in a CNN."""
-    return F.cosine_similarity(features.patches, features.pooled[:, None], dim=-1)
+    """(B, N) cosine of each location with the pooled feature: a replacement for attention in a CNN.
+
+    Where the pooled feature has another width, as behind the last layer of a MobileNetV3, the mean location is taken.
+    """
+    pooled = features.pooled
+    if pooled.shape[-1] != features.patches.shape[-1]:
+        pooled = features.patches.mean(1)
+    return F.cosine_similarity(features.patches, pooled[:, None], dim=-1)
 
 
 def mass_mask(maps: Tensor, keep: float = 0.6) -> Tensor:

@@ -1,6 +1,5 @@
 """A run put together: settings, method, optimizer, stream of views."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -108,11 +107,7 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
         keep_freed_memory()
     torch.manual_seed(config.seed)
     method = METHODS[method_name(config)](config.method, make_backbone)
-    normalises = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in method.modules())
-    couples = method.couples_batch or normalises
-    warnings = check(config, method.views(), method.backbone.patch_size, couples) + method.check()
-    for warning in warnings + check_pass(config, method.min_images, normalises):
-        report_line(f"warning: {warning}")
+    _check_method(config, method)
     if method.sync_batchnorm:
         distributed.synchronize_batchnorm(method)
     method.to(device).train()
@@ -139,6 +134,19 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
         labelled=labelled,
         history=History(),
     )
+
+
+def _check_method(config: TrainConfig[Any], method: Method) -> None:
+    """Warn of settings that are risky for this method and backbone; UsageError for those that cannot work."""
+    normalises = any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in method.modules())
+    couples = method.couples_batch or normalises
+    if "." in config.backbone:
+        name, _, tag = config.backbone.partition(".")
+        report_line(f"note: {tag} names weights of {name}. They are not used: training starts from random weights.")
+    method.backbone.check_sizes(view.size for view in method.views())
+    warnings = check(config, method.views(), method.backbone.patch_size, couples) + method.check()
+    for warning in warnings + check_pass(config, method.min_images, normalises):
+        report_line(f"warning: {warning}")
 
 
 def describe_images(images: Images) -> list[str]:
@@ -174,7 +182,7 @@ def _stream(config: TrainConfig[Any], images: Images, method: Method, device: to
         stream = stream._replace(whole=placed == "device")
     if not stream.whole:
         view_function(stream.engine)  # compile it before there are processes that need it
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of this machine
+    beside = distributed.number_of("LOCAL_WORLD_SIZE", 1)  # processes of this machine
     full = fits_shared_memory(beside * waiting_bytes(stream, resolved(config.workers), distributed.world_size()))
     if full:
         report_line(f"warning: {full}")

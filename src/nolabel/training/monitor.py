@@ -154,9 +154,8 @@ def _sample_size(job: Job) -> int:
 def _picture_side(job: Job) -> int:
     """The size of the views, or as much more as a map of 7 x 7 takes."""
     net, size = job.method.backbone, job.config.method.image_size
-    reach = int(net.patch_size or net.model.feature_info[-1]["reduction"])
-    side: int = max(size, MIN_CELLS * reach)
-    return side
+    side: int = max(size, MIN_CELLS * net.stride)
+    return side if net.takes(side) else size
 
 
 def _distinct(sample: Tensor) -> float:

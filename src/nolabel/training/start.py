@@ -42,6 +42,7 @@ def train(config: TrainConfig[Any], overwrite: bool = False) -> folder.Run:
     check_tracker(config.tracker)
     device, out = find_device(config.device), Path(config.out)
     with console.kept_stderr(), distributed.process_group(device):
+        _warn_of_launcher()
         if distributed.is_main():
             folder.check_apart(out, {"DATA": config.data, "--labels": config.labels})
             folder.check_new(out, overwrite)
@@ -85,6 +86,7 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
     check_tracker(config.tracker)
     device = find_device(config.device)
     with console.kept_stderr(), distributed.process_group(device):
+        _warn_of_launcher()
         # A micro-batch that is given now is kept, even if it equals the one before.
         processes = None if "micro_batch" in (changed or {}) else resuming.processes_before(state)
         images = _scan_again(config, path)
@@ -117,6 +119,12 @@ def _scan_again(config: TrainConfig[Any], path: Path | str) -> Images:
         f"{printable(config.data)}, the images of this run, is not there any more.\n"
         f"Where the data moved, name its new place: nolabel resume {path} NEW_DATA"
     )
+
+
+def _warn_of_launcher() -> None:
+    words = distributed.check_launcher()
+    if words:
+        report_line(f"warning: {words}")
 
 
 def replay(path: str | Path) -> Record:

@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +12,12 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from nolabel import console
 from nolabel.errors import DataError, UsageError
 from nolabel.networks.arguments import as_tuples
 from nolabel.networks.backbones import Backbone, backbone
 from nolabel.networks.positions import WAYS, Resampling
+from nolabel.weights.pickled import read_pickled
 
 
 class Loaded(NamedTuple):
@@ -72,7 +73,7 @@ def load_weights(spec: str | Path, backbone_name: str | None = None, allow_pth: 
     path = Path(text)
     for folder in (path / "weights", path):
         if (folder / "config.json").is_file():
-            return _from_folder(folder, text)
+            return _from_folder(folder, text, allow_pth)
     if (path / "config.yaml").is_file():
         raise UsageError(f"{path} is a run without weights yet: its first checkpoint writes {path}/weights.")
     if path.is_file():
@@ -85,19 +86,22 @@ def load_weights(spec: str | Path, backbone_name: str | None = None, allow_pth: 
     return _from_cache(text)
 
 
-def _from_folder(folder: Path, name: str) -> Loaded:
+def _from_folder(folder: Path, name: str, allow_pth: bool) -> Loaded:
+    tensors = _read_folder(folder, allow_pth)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         args = {k: as_tuples(v) for k, v in config.get("model_args", {}).items() if k != "num_classes"}
-        tensors = _read(folder / "model.safetensors")
         positions = _read_positions(config.get(OWN, {}))
         net = backbone(config["architecture"], args, most_bytes=_most_bytes(tensors), positions=positions)
         cfg = read_preprocessing(config.get("pretrained_cfg", config))  # older files have it beside the architecture
+    except UsageError as error:
+        raise DataError(f"{folder}/config.json is damaged, or its network cannot be used here:\n{error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise DataError(
             f"{folder}/config.json is damaged ({error}). Copy the folder again, or resume the run."
         ) from error
     _fill(net, tensors, folder)
+    _note_defaults(folder / "config.json", config.get("pretrained_cfg", config), cfg)
     return _loaded(net, name, cfg)
 
 
@@ -106,10 +110,12 @@ def _from_file(path: Path, backbone_name: str | None, allow_pth: bool) -> Loaded
         raise UsageError(f"{path} is not a .safetensors file. If you trust where a .pth comes from, add --allow-pth.")
     if backbone_name is None:
         raise UsageError(f"{path} is a bare weight file: name its network with --backbone NAME, a timm name.")
-    tensors = _read(path) if path.suffix == ".safetensors" else _read_pth(path)
+    tensors = _read(path) if path.suffix == ".safetensors" else read_pickled(path)
     net = backbone(backbone_name)
     _fill(net, tensors, path)
-    return _loaded(net, str(path), _own_preprocessing(net))
+    cfg = _own_preprocessing(net)
+    _note_defaults(path, {}, cfg)
+    return _loaded(net, str(path), cfg)
 
 
 def _from_cache(name: str) -> Loaded:
@@ -130,13 +136,18 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _read_pth(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-        return {k: v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
-    except (UnpicklingError, RuntimeError, ValueError, EOFError, OSError, AttributeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path} is damaged or holds more than tensors: {first[:300]}") from error
+def _read_folder(folder: Path, allow_pth: bool) -> dict[str, torch.Tensor]:
+    """The tensors beside a config.json. A pickle is read only if it is allowed and there is nothing else."""
+    pickles = [folder / name for name in ("pytorch_model.bin", "model.pth", "pytorch_model.pth")]
+    pickles = [path for path in pickles if path.is_file()]
+    if (folder / "model.safetensors").exists() or not pickles:
+        return _read(folder / "model.safetensors")
+    if not allow_pth:
+        raise UsageError(
+            f"{folder} holds its weights as {pickles[0].name}, a pickle, and no model.safetensors.\n"
+            "If you trust where it comes from, add --allow-pth: only its tensors are read."
+        )
+    return read_pickled(pickles[0])
 
 
 def _fill(net: Backbone, tensors: dict[str, torch.Tensor], source: Path) -> None:
@@ -186,6 +197,23 @@ def _is_numbers(value: Any) -> bool:
     """Whether `value` is a list of three finite numbers."""
     numbers = isinstance(value, (list, tuple)) and all(type(x) in (int, float) for x in value)
     return numbers and len(value) == 3 and all(abs(x) < math.inf for x in value)
+
+
+def _note_defaults(path: Path, given: Mapping[str, Any], cfg: Preprocessing) -> None:
+    """Name on stderr the preprocessing that a file does not hold and that was taken instead."""
+    words = {
+        "mean": f"mean {_numbers(cfg.mean)}",
+        "std": f"std {_numbers(cfg.std)}",
+        "input_size": f"{cfg.image_size} px",
+        "interpolation": cfg.interpolation,
+    }
+    taken = [text for key, text in words.items() if key not in given]
+    if taken:
+        console.note(f"note: {path} does not hold how its images were prepared. Taken from timm: {', '.join(taken)}.")
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{x:g}" for x in values)
 
 
 def _own_preprocessing(net: Backbone) -> Preprocessing:

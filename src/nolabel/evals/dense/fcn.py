@@ -76,7 +76,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.backbone, self.num_classes = backbone, num_classes
         self.aux: FCNHead | None = None
-        dim = backbone.num_features
+        dim = backbone.patch_features
         self.is_resnet = hasattr(backbone.model, "layer4")
         if head == "linear":
             self.head: nn.Module = nn.Sequential(nn.BatchNorm2d(dim), nn.Conv2d(dim, num_classes, 1))

@@ -108,7 +108,7 @@ def test_only_what_is_named_is_made_again() -> None:
 
 def test_what_has_no_such_blocks_is_refused() -> None:
     net = backbone("resnet18", {"layers": (1, 1, 1, 1), "channels": (8, 16, 24, 32)})
-    with pytest.raises(UsageError, match="resnet18 is none: use --grad-checkpointing"):
+    with pytest.raises(UsageError, match="which resnet18 is not: use --grad-checkpointing"):
         net.keep_less()
     for other in ("compile", "grad_checkpointing"):
         config = load_recipe("dino-small")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from nolabel.errors import DataError
 from nolabel.evals.dense import attention, segmentation
+from nolabel.evals.dense.iou import VOID
 from nolabel.evals.dense.layouts import masked_leaks, read_pair, report_masks, scan_masked
 from nolabel.evals.dense.mask_folders import Pairs
 from nolabel.evals.protocol import refusal
@@ -135,6 +136,38 @@ def test_255_that_may_be_a_class_is_refused(values: str, tmp_path: Path) -> None
 def test_objects_in_val_only(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train hold background alone; object \(255\) only in the other split"):
         scan_masked(world(tmp_path, ("train", mask(0)), ("val", mask(0, 255))))
+
+
+COLOUR_LISTS = {
+    "classes.json": '{"classes": [{"name": "ground", "color": [0, 0, 0]}, {"name": "thing", "color": [128, 0, 0]}]}',
+    "classes.yaml": '[{name: ground, color: "#000000"}, {name: thing, color: "800000"}]',
+    "class_dict.csv": "name,r,g,b\nground,0,0,0\nthing,128,0,0\n",
+    "labelmap.txt": "# label:color_rgb:parts:actions\nground:0,0,0::\nthing:128,0,0::\nvoid:224,224,192::\n",
+}
+
+
+@pytest.mark.parametrize("name", COLOUR_LISTS)
+def test_masks_in_colours(name: str, tmp_path: Path) -> None:
+    colours = np.array([(0, 0, 0), (128, 0, 0), (224, 224, 192)])
+    with pytest.raises(DataError, match=r"picture in colours .*\n.*a list of classes with the\ncolour of each"):
+        scan_masked(world(tmp_path, ("train", colours[mask(0, 1)]), ("val", colours[mask(1, 0)])))
+    (tmp_path / name).write_text(COLOUR_LISTS[name])
+    found = scan_masked(tmp_path)
+    assert found.classes.names == ("ground", "thing") and found.classes.ids == (0, 128 << 16)
+    assert read_pair(found, "val", 0)[1][0].tolist() == [1, 0] * 3
+    save(tmp_path / "masks/val/1.png", colours[mask(0, 2)])
+    if "void" in COLOUR_LISTS[name]:
+        assert read_pair(found, "val", 0)[1][0].tolist() == [0, VOID] * 3
+    else:
+        with pytest.raises(DataError, match="holds the ids #e0e0c0, which are no class"):
+            read_pair(found, "val", 0)
+
+
+@pytest.mark.parametrize("text", ['[{"name": "a"}]', '[{"name": "a", "color": [0, 0, 999]}]', '[{"color": "#000000"}]'])
+def test_lists_of_colours_that_are_none(text: str, tmp_path: Path) -> None:
+    (world(tmp_path, ("train", mask(0, 1)), ("val", mask(0, 1))) / "classes.json").write_text(text)
+    with pytest.raises(DataError, match="is no list of classes"):
+        scan_masked(tmp_path)
 
 
 def test_what_was_read_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,11 +129,11 @@ REFUSED = {
     "two tests": (classes("train", "test", "eval"), r"holds eval/ and test/: each means test"),
     "a class called train": (
         [*classes("train"), "bus/0.jpg"],
-        r"\(1\) classes bus, train, .*\n\(2\) train as",
+        r"\(1\) classes bus, train, .*\(2\) train as",
     ),
     "two data sets": (
         classes("a/train", "a/val", "b/train", "b/val"),
-        r"\(1\) classes a, b, .*\n\(2\) a, b as data",
+        r"\(1\) classes a, b, .*\(2\) a, b as data",
     ),
     "pictures beside a data set": ([*classes("pets/train", "pets/val"), "docs/0.jpg"], r"\(1\) classes docs, pets"),
     "sets by category": (

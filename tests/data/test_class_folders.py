@@ -203,15 +203,18 @@ def test_names_that_differ_in_bytes_only(tmp_path: Path) -> None:
 
 
 def test_a_split_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(tmp_path, classes("train", "val"))
+    plant(tmp_path, [*classes("train", "val"), "lost+found/x"])
     scandir = os.scandir
 
     def guarded(path: str) -> object:
-        if str(path).endswith("val"):
+        if str(path).endswith(closed):
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
+    closed = "lost+found"
+    assert list(scan_labelled(tmp_path)) == ["train", "val"]
+    closed = "val"
     with pytest.raises(DataError, match=r"val/ of .* cannot be listed \(Permission denied\)"):
         scan_labelled(tmp_path)
     assert left_out(scan(tmp_path)) == ["left out, as they cannot be listed: val/ (Permission denied)"]

@@ -176,7 +176,7 @@ def test_what_was_read_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[
     report_masks(scan_masked(tmp_path), "val")
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "images: train 3 in masks/training/, val 2 in masks/validation/; reported: val",
+        "images: train 3 in images/training/, val 2 in images/validation/; reported: val",
         "classes: 3 (0, 1, 2)",
         "not used: 1 images without a mask are left out",
         "void: 255; layout: folders",

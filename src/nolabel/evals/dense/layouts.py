@@ -105,7 +105,7 @@ def _find(
 
 def report_masks(masked: Masked, reported: str) -> None:
     """Print what was read: splits, classes with their ids, and ids that count for nothing."""
-    counts = {split: (len(pairs.masks), _folder(pairs.masks)) for split, pairs in masked.splits.items()}
+    counts = {split: (len(pairs.masks), _folder(pairs.pictures)) for split, pairs in masked.splits.items()}
     classes = masked.classes
     ids = [describe_id(i, classes.colours) for i in classes.ids]
     named = [f"{i}: {n}" if masked.named else n for n, i in zip(classes.names, ids, strict=True)]

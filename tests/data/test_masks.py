@@ -67,6 +67,10 @@ PHOTOS = [
     ["a/{}.jpg", "b/{}.png"],
     ["x/{}_mask.jpg"],
     ["x/segment {}.jpg", "x/label{}.jpg"],
+    ["cars/golf {}.jpg", "cars/golf {}_gt.jpg"],
+    ["people/mary {}.jpg", "people/mary {}_ann.jpg"],
+    ["Ann/{}.jpg", "Bob/{}.jpg"],
+    ["manual/{}.jpg", "automatic/{}.jpg"],
 ]
 
 

@@ -233,7 +233,7 @@ def _no_class_folders(splits: dict[str, str], top: str, data: str) -> DataError:
 
 def _two_readings(data: str, first: str, second: str, give: str) -> DataError:
     return DataError(
-        f"{data} can be read in two ways:\n(1) {first};\n(2) {second}.\n"
+        f"{data} can be read in two ways: (1) {first}; (2) {second}.\n"
         f"Rename or move folders so that one way is left, or give the folder that is meant"
         f"{f', such as {_shown(give)}' if give else ''}."
     )

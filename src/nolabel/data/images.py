@@ -112,9 +112,14 @@ def _describe(images: Images, reasons: Mapping[str, str]) -> list[str]:
     return lines
 
 
+_OF_THE_SYSTEM = ("lost+found/", "System Volume Information/", "$RECYCLE.BIN/")
+"""Folders at the root of a disk that nobody may list, and that hold no data."""
+
+
 def check_listed(images: Images, data: str | Path) -> None:
     """DataError where a folder of DATA cannot be listed: a split or a class may be in it."""
     shut = [bad for bad in images.skipped if bad.reason in ("unreadable folder", "missing") and bad.name.endswith("/")]
+    shut = [bad for bad in shut if bad.name not in _OF_THE_SYSTEM]
     if shut:
         more = f", nor {len(shut) - 1} more" if len(shut) > 1 else ""
         raise DataError(

@@ -46,6 +46,7 @@ _LATER = re.compile(rf"(?P<base>.+?){_GAP}(?:(?i:{_MORE}){_GAP})+(?i:{_WORDS})(?
 _BEFORE = re.compile(rf"(?i:{_WORDS})(?:[-_. ]*(?i:{_MORE}))*+(?:[-_. ]+|(?=\d))(?P<base>.+)")
 _SHORTEST = sorted(word.encode() for word in MASK_WORDS if not any(o != word and o in word for o in MASK_WORDS))
 _ANY = re.compile(b"|".join(_SHORTEST))
+_CERTAIN = re.compile(r"mask|label|seg|annot|trimap|matte|truth", re.IGNORECASE)
 _PICTURE = "|".join(sorted(PICTURE_WORDS | {"leftimg8bit", "im"}, key=len, reverse=True))
 _PICTURE_AFTER = re.compile(rf"(?P<base>.+?)[-_. ]+(?i:{_PICTURE}|train(?:ing)?|test)")
 _PICTURE_BEFORE = re.compile(rf"(?i:{_PICTURE})[-_. ]*(?P<base>.+)")
@@ -196,6 +197,8 @@ def _by_suffix(names: Names, order: NDArray[np.int64]) -> Iterator[tuple[str, ND
             if base is None or (not stem.startswith(base) and suffix.lower() in _LOSSY):
                 continue
             after = stem.startswith(base)
+            if suffix.lower() in _LOSSY and not _CERTAIN.search(stem[len(base) :]):
+                continue  # `golf_gt.jpg`, `mary_ann.jpg`
             word = re.sub(r"\d+", "", stem[len(base) :] if after else stem[: len(stem) - len(base)])
             kinds.setdefault(f"*{word}{suffix.lower()}" if after else f"{word}*{suffix.lower()}", []).append(row)
         paired = sum(map(len, kinds.values()))

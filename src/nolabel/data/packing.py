@@ -17,9 +17,10 @@ import simplejpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from nolabel.console import note
 from nolabel.data.bad_files import BadFile, BadImage
 from nolabel.data.decode import load, open_image
-from nolabel.data.images import Images, fingerprint, read, scan
+from nolabel.data.images import Images, fingerprint, left_out, read, scan
 from nolabel.data.names import Names, compact, printable
 from nolabel.data.sources.members import MAX_MEMBER_BYTES
 from nolabel.data.sources.shards import ABOUT, BLOCK, INDEX, VERSION, header, index_bytes, unsafe
@@ -71,6 +72,8 @@ def pack(
     out = Path(out)
     _check(out, packing)
     images = scan(data, subfolder)
+    for line in left_out(images):
+        note(f"{data}: {line}")
     outside = next((name for name in images.names if unsafe(name)), None)
     if outside is not None:
         raise DataError(

@@ -9,6 +9,7 @@ from PIL import Image
 
 from nolabel.errors import DataError
 from nolabel.evals.dense import attention, segmentation
+from nolabel.evals.dense.iou import VOID
 from nolabel.evals.dense.layouts import masked_leaks, read_pair, report_masks, scan_masked
 from nolabel.evals.dense.mask_folders import Pairs
 from nolabel.evals.protocol import refusal
@@ -73,7 +74,7 @@ def test_trees(pictures: str, masks: str, names: tuple[str, str], tmp_path: Path
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("labels/train/train_0.png", r"two masks.*two ways:\n\(1\) .*\n\(2\) "),
+        ("labels/train/train_0.png", r"two masks.*two ways: \(1\) .*; \(2\) "),
         ("images/valid/x.jpg masks/valid/x.png", "val and valid both mean val"),
         ("masks/val/lost.png", "Masks in masks without an image of that name in images: val/lost"),
         ("images/other/x.jpg masks/other/x.png", "Masks beside the folders train, val and test: masks/other/x.png"),
@@ -124,7 +125,7 @@ UNCLEAR = {
 @pytest.mark.parametrize("values", UNCLEAR)
 def test_255_that_may_be_a_class_is_refused(values: str, tmp_path: Path) -> None:
     world(tmp_path, *UNCLEAR[values])
-    with pytest.raises(DataError, match=r"two ways:\n\(1\) 255 is void \(--void 255\); \(2\) 255 is a class"):
+    with pytest.raises(DataError, match=r"two ways: \(1\) 255 is void; \(2\) 255 is a class"):
         scan_masked(tmp_path)
     if values == "one more value":
         assert scan_masked(tmp_path, void=255).classes.ids == (0, 128)
@@ -137,13 +138,45 @@ def test_objects_in_val_only(tmp_path: Path) -> None:
         scan_masked(world(tmp_path, ("train", mask(0)), ("val", mask(0, 255))))
 
 
+COLOUR_LISTS = {
+    "classes.json": '{"classes": [{"name": "ground", "color": [0, 0, 0]}, {"name": "thing", "color": [128, 0, 0]}]}',
+    "classes.yaml": '[{name: ground, color: "#000000"}, {name: thing, color: "800000"}]',
+    "class_dict.csv": "name,r,g,b\nground,0,0,0\nthing,128,0,0\n",
+    "labelmap.txt": "# label:color_rgb:parts:actions\nground:0,0,0::\nthing:128,0,0::\nvoid:224,224,192::\n",
+}
+
+
+@pytest.mark.parametrize("name", COLOUR_LISTS)
+def test_masks_in_colours(name: str, tmp_path: Path) -> None:
+    colours = np.array([(0, 0, 0), (128, 0, 0), (224, 224, 192)])
+    with pytest.raises(DataError, match=r"picture in colours .*\n.*a list of classes with the\ncolour of each"):
+        scan_masked(world(tmp_path, ("train", colours[mask(0, 1)]), ("val", colours[mask(1, 0)])))
+    (tmp_path / name).write_text(COLOUR_LISTS[name])
+    found = scan_masked(tmp_path)
+    assert found.classes.names == ("ground", "thing") and found.classes.ids == (0, 128 << 16)
+    assert read_pair(found, "val", 0)[1][0].tolist() == [1, 0] * 3
+    save(tmp_path / "masks/val/1.png", colours[mask(0, 2)])
+    if "void" in COLOUR_LISTS[name]:
+        assert read_pair(found, "val", 0)[1][0].tolist() == [0, VOID] * 3
+    else:
+        with pytest.raises(DataError, match="holds the ids #e0e0c0, which are no class"):
+            read_pair(found, "val", 0)
+
+
+@pytest.mark.parametrize("text", ['[{"name": "a"}]', '[{"name": "a", "color": [0, 0, 999]}]', '[{"color": "#000000"}]'])
+def test_lists_of_colours_that_are_none(text: str, tmp_path: Path) -> None:
+    (world(tmp_path, ("train", mask(0, 1)), ("val", mask(0, 1))) / "classes.json").write_text(text)
+    with pytest.raises(DataError, match="is no list of classes"):
+        scan_masked(tmp_path)
+
+
 def test_what_was_read_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plant(tmp_path, "images/{s}/{n}.jpg", "masks/{s}/{n}.png", ("training", "validation"))
     save(tmp_path / "images/training/without.jpg", mask(0))
     report_masks(scan_masked(tmp_path), "val")
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "images: train 3 in masks/training/, val 2 in masks/validation/; reported: val",
+        "images: train 3 in images/training/, val 2 in images/validation/; reported: val",
         "classes: 3 (0, 1, 2)",
         "not used: 1 images without a mask are left out",
         "void: 255; layout: folders",

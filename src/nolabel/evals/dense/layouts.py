@@ -1,17 +1,15 @@
 """Layouts of images with masks, and the meaning of the ids in the masks: Cityscapes, PASCAL VOC, folders of masks."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-import yaml
 from torch import Tensor
 
 from nolabel import console
-from nolabel.data.names import printable
-from nolabel.errors import DataError, UsageError
-from nolabel.evals.dense.iou import VOID
+from nolabel.errors import DataError
+from nolabel.evals.dense.class_lists import Classes as Classes
+from nolabel.evals.dense.class_lists import describe_id, encode, find_classes, load_classes
 from nolabel.evals.dense.mask_folders import Pairs, folders_above, pair_masks
 from nolabel.evals.dense.mask_ids import VOID_ID, find_ids
 from nolabel.evals.shared.leaks import leak_notes
@@ -28,8 +26,6 @@ from nolabel.evals.shared.trees import (
     shown,
 )
 
-VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore", "ignored")
-
 CITYSCAPES = (
     "road,sidewalk,building,wall,fence,pole,traffic light,traffic sign,vegetation,terrain,sky,person,rider,car,truck,"
     "bus,train,motorcycle,bicycle"
@@ -41,17 +37,6 @@ VOC = (
     "background,aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,person,"
     "pottedplant,sheep,sofa,train,tvmonitor"
 )
-
-
-class Classes(NamedTuple):
-    """Meaning of the ids in masks. Ids that are neither a class nor void are an error."""
-
-    names: tuple[str, ...]
-    ids: tuple[int, ...]
-    """The id of each class."""
-    void: tuple[int, ...]
-    others_void: bool = False
-    """Every other id is void, too (Cityscapes' labelIds)."""
 
 
 class Masked(NamedTuple):
@@ -73,7 +58,7 @@ def scan_masked(data: str | Path, classes_file: str | None = None, void: int | N
     Raises DataError for other trees, for masks without an image and for a list of classes that can't be read.
     """
     tree = open_tree(data)
-    given = None if classes_file is None else _parse(_load(Path(classes_file)), classes_file)
+    given = None if classes_file is None else load_classes(Path(classes_file))
     layout, splits, classes, notes = _find(tree, data, given)
     check_once({split: pairs.pictures for split, pairs in splits.items()})
     named = bool(classes.ids)
@@ -115,15 +100,16 @@ def _find(
         return "PASCAL VOC", _voc(tree), given or Classes(names, tuple(range(len(names))), (VOID_ID,)), []
     notes: list[str] = []
     splits = pair_masks(tree, data, notes)
-    return "folders", splits, given or _find_classes(tree, [m for pairs in splits.values() for m in pairs.masks]), notes
+    return "folders", splits, given or find_classes(tree, [m for pairs in splits.values() for m in pairs.masks]), notes
 
 
 def report_masks(masked: Masked, reported: str) -> None:
     """Print what was read: splits, classes with their ids, and ids that count for nothing."""
-    counts = {split: (len(pairs.masks), _folder(pairs.masks)) for split, pairs in masked.splits.items()}
+    counts = {split: (len(pairs.masks), _folder(pairs.pictures)) for split, pairs in masked.splits.items()}
     classes = masked.classes
-    named = [f"{i}: {n}" if masked.named else n for n, i in zip(classes.names, classes.ids, strict=True)]
-    void = ", ".join(map(str, classes.void)) or "no id"
+    ids = [describe_id(i, classes.colours) for i in classes.ids]
+    named = [f"{i}: {n}" if masked.named else n for n, i in zip(classes.names, ids, strict=True)]
+    void = ", ".join(describe_id(i, classes.colours) for i in classes.void) or "no id"
     report_reading(counts, named, reported, masked.notes)
     console.note(f"void: {'every other id' if classes.others_void else void}; layout: {masked.layout}")
 
@@ -142,26 +128,10 @@ def _folder(names: Sequence[str]) -> str:
 def read_pair(masked: Masked, split: str, index: int) -> tuple[Tensor, Tensor]:
     """An image (3, H, W) uint8 and its classes (H, W) int64. Raises DataError for what cannot be right."""
     pairs = masked.splits[split]
-    picture, mask = read_picture(masked.tree, pairs.pictures[index]), read_mask(masked.tree, pairs.masks[index])
+    picture = read_picture(masked.tree, pairs.pictures[index])
+    mask = read_mask(masked.tree, pairs.masks[index], masked.classes.colours)
     check_same_size(picture, mask, pairs.pictures[index], pairs.masks[index])
     return picture, encode(mask, masked.classes, pairs.masks[index])
-
-
-def encode(mask: Tensor, classes: Classes, name: str) -> Tensor:
-    """The class (H, W) int64 of each pixel, VOID where it counts for nothing. Raises DataError for unknown ids."""
-    top = max(int(mask.max()), *classes.ids, *classes.void) + 1
-    table = torch.full((top + 1,), VOID if classes.others_void else VOID - 1)
-    table[list(classes.void)] = VOID
-    table[list(classes.ids)] = torch.arange(len(classes.ids))
-    found = table[mask.clamp_min(-1)]  # -1, Cityscapes' licence plates, is the last entry
-    if (found < VOID).any():
-        unknown = torch.unique(mask[found < VOID]).tolist()
-        raise DataError(
-            f"The mask {printable(name)} holds the ids {shown([str(i) for i in unknown], 8)}, which are no class.\n"
-            f"Classes are {shown([str(i) for i in classes.ids], 12)}; void: {', '.join(map(str, classes.void))}.\n"
-            "Name every id with --classes FILE (id: name), or the one that counts for nothing with --void ID."
-        )
-    return found
 
 
 def _cityscapes(tree: Tree) -> tuple[dict[str, Pairs], Classes]:
@@ -206,45 +176,6 @@ def _voc(tree: Tree) -> dict[str, Pairs]:
             raise DataError(f"Names in {split}.txt without an image or without a mask: {shown(lost)}.")
         splits[split] = Pairs(tuple(pictures[n] for n in names), tuple(masks[n] for n in names))
     return splits
-
-
-def _find_classes(tree: Tree, masks: Sequence[str]) -> Classes:
-    """The classes in `classes.json`, `.yaml` or `.txt`, in the folder of the masks or above it."""
-    for folder in folders_above(masks):
-        for suffix in ("json", "yaml", "yml", "txt"):
-            text = read_text(tree, f"{folder}classes.{suffix}")
-            if text is not None:
-                return _parse(text, f"{folder}classes.{suffix}")
-    return Classes((), (), (VOID_ID,))
-
-
-def _load(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--classes {path} cannot be read: {error}.") from None
-
-
-def _parse(text: str, source: str) -> Classes:
-    """`id: name` as JSON or YAML (also below `classes` or `names`), or one name per line from id 0."""
-    try:
-        found: Any = yaml.safe_load(text) if not source.endswith(".txt") else text.splitlines()
-        for key in ("classes", "names"):
-            if isinstance(found, Mapping) and key in found:
-                found = found[key]
-        pairs = found.items() if isinstance(found, Mapping) else enumerate(found)
-        ids = {int(key): str(name).strip() for key, name in pairs if str(name).strip()}
-    except (yaml.YAMLError, ValueError, TypeError):
-        ids = {}
-    if not ids or min(ids) < 0 or max(ids) > 65535 or len(set(ids.values())) < len(ids):
-        raise DataError(
-            f"{printable(source)} is no list of classes.\n"
-            "Expected `id: name` lines (YAML or JSON), ids from 0 to 65535 and no name twice,\n"
-            "or a .txt with one name a line."
-        )
-    void = tuple(i for i, name in ids.items() if name.lower() in VOID_NAMES)
-    kept = {i: ids[i] for i in sorted(ids) if i not in void}
-    return Classes(tuple(kept.values()), tuple(kept), void if VOID_ID in kept else (*void, VOID_ID))
 
 
 def _check_there(tree: Tree, masks: Sequence[str]) -> None:

@@ -125,8 +125,8 @@ def _refuse_second(picture: str, first: str, second: str, one_kind: bool) -> Non
     if one_kind and os.path.splitext(first)[0] == os.path.splitext(second)[0]:
         raise DataError(f"{printable(first)} and {printable(second)} differ in the suffix only: keep one of them.")
     raise DataError(
-        f"{printable(picture)} has two masks, so the data can be read in two ways:\n"
-        f"(1) {printable(first)};\n(2) {printable(second)}.\n"
+        f"{printable(picture)} has two masks, so the data can be read in two ways: "
+        f"(1) {printable(first)}; (2) {printable(second)}.\n"
         "Keep one mask per image, and move the others out."
     )
 

@@ -78,8 +78,8 @@ def _check_void(seen: Mapping[str, _Seen], others: Sequence[int]) -> None:
     values = shown([str(i) for i in (*others, VOID_ID)], 12)
     rare = "Most pixels are 0 or 255: were masks of black and white resized or smoothed, set the others back.\n" * edges
     raise DataError(
-        f"The masks hold the values {values}, which can be read in two ways:\n"
-        f"(1) 255 is void (--void 255); (2) 255 is a class (--classes FILE with a line for each value, 255 too).\n"
+        f"The masks hold the values {values}, which can be read in two ways: (1) 255 is void; (2) 255 is a class.\n"
+        f"Say which: (1) --void 255; (2) --classes FILE with a line for each value, 255 too.\n"
         f"{rare}nolabel takes 255 for void only beside ids that count from 0 or 1, and in the same masks."
     )
 

@@ -17,6 +17,7 @@ from nolabel.evals.detection.networks import Kind, Sizes, check_resnet
 from nolabel.evals.detection.sheet import write_sheet
 from nolabel.evals.detection.training import Schedule, Task, detect, train_detector
 from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol, check_at_least
+from nolabel.evals.shared.leaks import leak_notes
 from nolabel.evals.shared.trees import tree_fingerprint
 from nolabel.files import write_text
 from nolabel.progress import progress
@@ -74,7 +75,7 @@ def measure(loaded: Loaded, data: str | Path, config: DetectionConfig, folders: 
         metrics=train_and_test(loaded, task, config, folders.files),
         data=_describe_data(task, split),
         settings=_describe(task, config),
-        notes=_notes(task, config),
+        notes=[*_notes(task, config), *_leaks(task, split)],
         floor=lambda random: {"random_weights": train_and_test(random, task, config)},
     )
 
@@ -208,6 +209,16 @@ def _notes(task: Task, config: DetectionConfig) -> list[str]:
     if unseen:
         notes.append(f"without an object in train: {', '.join(unseen[:8])}{' ...' * (len(unseen) > 8)}")
     return notes
+
+
+def _leaks(task: Task, split: str) -> list[str]:
+    """Notes on pictures of the tested split that are in train, byte for byte."""
+    tree = task.boxed.tree
+    parts = {
+        name: tuple(tree.top + one.picture for one in some)
+        for name, some in (("train", task.train), (split, task.test))
+    }
+    return leak_notes({name: tree.images._replace(names=names) for name, names in parts.items()})
 
 
 PROTOCOL = Protocol("detection", 1, "detection, %", DetectionConfig, measure, columns, find_boxes, unasked=False)

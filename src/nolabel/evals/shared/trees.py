@@ -75,16 +75,17 @@ def read_picture(tree: Tree, name: str) -> Tensor:
         raise DataError(f"{printable(name)} cannot be used ({error}). Replace it, or take its mask out.") from None
 
 
-def read_mask(tree: Tree, name: str) -> Tensor:
+def read_mask(tree: Tree, name: str, colours: bool = False) -> Tensor:
     """The ids (H, W) int64 in a mask file: the values of a grey image, the indices of one with a palette.
 
-    Raises DataError for a file that is damaged or a picture in colours.
+    With `colours` they are 65536 red + 256 green + blue. Raises DataError for a file that is damaged or, without, a
+    picture in colours.
     """
     try:
         file = Image.open(io.BytesIO(_bytes(tree, name)), formats=("PNG", "BMP", "GIF", "TIFF", "WEBP"))
         if file.width * file.height > MAX_PIXELS:
             raise DataError(f"{printable(name)} has {file.width} x {file.height} pixels, more than {MAX_PIXELS:,}.")
-        values = np.array(_grey(file), dtype=np.int64)
+        values = np.array(file.convert("RGB") if colours else _grey(file), dtype=np.int64)
     except DataError:
         raise
     except Exception as error:  # Pillow's openers raise nearly anything on damaged files
@@ -92,13 +93,16 @@ def read_mask(tree: Tree, name: str) -> Tensor:
         if name.lower().endswith((".jpg", ".jpeg")):
             what = "a JPEG has other values than were drawn; save masks as PNG"
         raise DataError(f"The mask {printable(name)} cannot be read: {what}.") from None
+    if colours:
+        return torch.from_numpy(values @ np.array([65536, 256, 1]))
     if file.mode in _IDS:
         return torch.from_numpy(values[..., 0] if values.ndim == 3 else values)
     if values.ndim == 3 and (values[..., :3] == values[..., :1]).all():
         return torch.from_numpy(values[..., 0].copy())
     raise DataError(
         f"The mask {printable(name)} is a picture in colours (Pillow's mode {file.mode}).\n"
-        "Expected one channel of class ids, or a palette image whose indices are the ids."
+        "Expected one channel of class ids, a palette image whose indices are the ids, or a list of classes with the\n"
+        "colour of each: classes.json beside the masks or --classes FILE, [{name: road, color: [128, 64, 128]}, ...]."
     )
 
 

@@ -3,10 +3,12 @@
 DATA is one of `sources.SOURCES`; `docs/reference/data-formats.md` has the rules.
 """
 
+import contextlib
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from nolabel import catalog
 from nolabel.data.bad_files import BadFile, BadImage
+from nolabel.data.levels import Range
 from nolabel.data.missing import check_missing, describe_unused
 from nolabel.data.names import Names, compact, name_bytes, printable
 from nolabel.data.selection import SPLITS, SUFFIXES, find_wrapper
@@ -34,6 +37,8 @@ class Images(NamedTuple):
     """Paths relative to `root` with `/` between the parts; bytes that are not UTF-8 are lone surrogates."""
     skipped: tuple[BadFile, ...]
     """Files that the scan left out."""
+    limits: Range | None = None
+    """Values that become 0 and 255 in files of more than 8 bits: the setting `range`."""
 
     @property
     def source(self) -> Source:
@@ -96,6 +101,19 @@ def scan_labelled(data: str | Path) -> dict[str, LabelledImages]:
     return splits
 
 
+_LIMITS: ContextVar[Range | None] = ContextVar("limits", default=None)
+
+
+@contextlib.contextmanager
+def scanned_in(limits: Range | None) -> Iterator[None]:
+    """Images that are scanned in the block have these `limits`, which go with them into workers."""
+    token = _LIMITS.set(limits)
+    try:
+        yield
+    finally:
+        _LIMITS.reset(token)
+
+
 def check_folders(images: Images, data: str | Path, missing: str) -> None:
     """DataError where the source of `images` has no folders; `missing` ends the sentence: `masks: expected ...`."""
     if not images.source.has_folders:
@@ -131,7 +149,7 @@ def _scan(data: str | Path, tops: Tops) -> tuple[Images, Listing]:
     except UNREADABLE as error:
         message = SOURCES[kind].unreadable
         raise DataError(message.format(data=_shown(data), error=printable(str(error)))) from None
-    return Images(listing.root, kind, listing.names, listing.skipped), listing
+    return Images(listing.root, kind, listing.names, listing.skipped, _LIMITS.get()), listing
 
 
 def _by_folder(images: Images, names: Names) -> tuple[list[tuple[str, ...]], NDArray[np.int32]]:

@@ -31,6 +31,8 @@ class Loaded(NamedTuple):
     """The WEIGHTS argument as given, for results and captions."""
     fingerprint: str
     """First 16 hex digits of the SHA-256 of all tensors."""
+    limits: tuple[float, float] | None = None
+    """Values that were black and white in files of more than 8 bits: the setting `range` of the run."""
 
 
 class Preprocessing(NamedTuple):
@@ -45,6 +47,10 @@ class Preprocessing(NamedTuple):
         """The preprocessing in the words of a config.json."""
         size = (3, self.image_size, self.image_size)
         return {"input_size": size, "mean": self.mean, "std": self.std, "interpolation": self.interpolation}
+
+
+LIMITS = "value_range"
+"""Key of a config.json, beside the architecture: there timm looks at no key that it does not know."""
 
 
 MAX_SIDE = 16_384
@@ -89,12 +95,13 @@ def _from_folder(folder: Path, name: str) -> Loaded:
         tensors = _read(folder / "model.safetensors")
         net = backbone(config["architecture"], args, most_bytes=_most_bytes(tensors))
         cfg = read_preprocessing(config.get("pretrained_cfg", config))  # older files have it beside the architecture
+        limits = _read_limits(config.get(LIMITS))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise DataError(
             f"{folder}/config.json is damaged ({error}). Copy the folder again, or resume the run."
         ) from error
     _fill(net, tensors, folder)
-    return _loaded(net, name, cfg)
+    return _loaded(net, name, cfg)._replace(limits=limits)
 
 
 def _from_file(path: Path, backbone_name: str | None, allow_pth: bool) -> Loaded:
@@ -168,6 +175,16 @@ def read_preprocessing(cfg: Any) -> Preprocessing:
     if expected:
         raise ValueError(f"pretrained_cfg.{key} is {repr(cfg_values[key])[:100]}: expected {expected}")
     return Preprocessing(size[-1], tuple(map(float, mean)), tuple(map(float, std)), interpolation)  # type: ignore[arg-type]
+
+
+def _read_limits(value: Any) -> tuple[float, float] | None:
+    """The range of values of a config.json. ValueError for what is none."""
+    if value is None:
+        return None
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(x) in (int, float) for x in value)
+    if not numbers or not -math.inf < value[0] < value[1] < math.inf:
+        raise ValueError(f"{LIMITS} is {repr(value)[:100]}: expected two numbers, the lower one first")
+    return float(value[0]), float(value[1])
 
 
 def _is_numbers(value: Any) -> bool:

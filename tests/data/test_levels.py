@@ -25,6 +25,7 @@ from nolabel.data.loader import cut
 from nolabel.data.packing import resized
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.protocol import EvalConfig, check_common
+from nolabel.evals.shared.reading import report_values
 from nolabel.views import View
 from nolabel.weights.load import load_weights
 from nolabel.weights.timm import save_weights
@@ -242,3 +243,9 @@ def test_ranges_that_cannot_be(folder: Path) -> None:
         check_common(EvalConfig(range=(9.0, 1.0)))
     with pytest.raises(UsageError, match="the lower one first"):
         check(folder, limits=(9, 1))
+
+
+def test_evaluations_report_what_is_lost(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report_values(scan(folder))
+    assert "values: 3 of 4 images have 16-bit values from 0 to 4094" in capsys.readouterr().err
+    assert not report_values(scan(folder), ["photo.jpg"])

@@ -15,7 +15,7 @@ from nolabel.evals.dense.iou import VOID
 from nolabel.evals.dense.mask_folders import Pairs, folders_above, pair_masks
 from nolabel.evals.dense.mask_ids import VOID_ID, find_ids
 from nolabel.evals.shared.leaks import leak_notes
-from nolabel.evals.shared.reading import report_reading
+from nolabel.evals.shared.reading import report_reading, report_values
 from nolabel.evals.shared.trees import (
     Tree,
     below,
@@ -125,6 +125,8 @@ def report_masks(masked: Masked, reported: str) -> None:
     named = [f"{i}: {n}" if masked.named else n for n, i in zip(classes.names, classes.ids, strict=True)]
     void = ", ".join(map(str, classes.void)) or "no id"
     report_reading(counts, named, reported, masked.notes)
+    top, pictures = masked.tree.top, next(iter(masked.splits.values())).pictures
+    report_values(masked.tree.images, [top + name for name in pictures])
     console.note(f"void: {'every other id' if classes.others_void else void}; layout: {masked.layout}")
 
 

@@ -141,9 +141,15 @@ def test_only_what_is_marked_as_alpha_is_alpha() -> None:
     assert shown == {None: [90], 0: [90], 2: [255]}
     assert decode(saved(color, "PNG")).unique().tolist() == [255]
     deep = color.astype("<u2") * 10
-    assert decode(tiff(deep, 2), limits=(0, 900)).unique().tolist() == [255]
-    values = read_values(tiff(color, 2, 0))
-    assert values is not None and values.bands == 4
+    assert decode(tiff(deep, 2, 2), limits=(0, 900)).unique().tolist() == [255]
+    for extra in (None, 0):
+        values = read_values(tiff(color, 2, extra))
+        assert values is not None and values.bands == 4
+        assert "1 of 1 images have 4 bands, of which not all are used" in describe_values(Looked([values], 1), None)[0]
+        assert decode(tiff(deep, 2, extra), limits=(0, 900)).unique().tolist() == [255]
+    assert read_values(tiff(color, 2, 2)) is None
+    values = read_values(tiff(deep, 2, 2))
+    assert values is not None and values.bands == 0
 
 
 @pytest.mark.parametrize(
@@ -249,3 +255,16 @@ def test_evaluations_report_what_is_lost(folder: Path, capsys: pytest.CaptureFix
     assert report_values(scan(folder))
     assert "values: 3 of 4 images have 16-bit values from 0 to 4094" in capsys.readouterr().err
     assert not report_values(scan(folder), ["photo.jpg"])
+
+
+def planes(pixels: np.ndarray) -> bytes:
+    """The same as `tiff`, the channels one after the other in one strip each, as for tag 284."""
+    data = tiff(pixels, 2)
+    apart = np.ascontiguousarray(np.moveaxis(pixels, -1, 0)).tobytes()
+    at = data.index(struct.pack("<HHI", 339, 3, 3))  # the last tag gives way to that of planes
+    return (data[:at] + struct.pack("<HHIHH", 284, 3, 1, 2, 0) + data[at + 12 :])[: -len(apart)] + apart
+
+
+def test_planes_of_sixteen_bits_are_never_taken_for_bytes() -> None:
+    with pytest.raises(BadImage, match="16-bit channels in planes"):
+        decode(planes(np.stack([TWELVE] * 3, -1)))

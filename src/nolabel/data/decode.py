@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nolabel.data.bad_files import BadImage
 from nolabel.data.integrity import check_strips, identify
-from nolabel.data.levels import Range, Values, count_bands, is_deep_color, measure_values
+from nolabel.data.levels import Range, Values, bands_unless_used, check_planes, is_deep_color, is_planar, measure_values
 from nolabel.data.modes import WHITE, deep_rgb, deep_values, to_rgb
 from nolabel.data.names import printable
 from nolabel.data.tiff import describe_tiff
@@ -116,6 +116,7 @@ def open_image(
             width, height = file.size if _orientation(file) < 5 else file.size[::-1]
             return Opened(Facts(kind, file.mode, width, height), file, data, None)
         if kind == "TIFF":
+            check_planes(file)
             check_strips(file, len(data))
         deep = limits is not None and is_deep_color(file)
         file.load()
@@ -234,15 +235,16 @@ def read_values(data: bytes) -> Values | None:
     with _refusing(kind, data):
         file = Image.open(io.BytesIO(data), formats=(kind,))
         deep = is_deep_color(file)
-        unused = kind == "TIFF" and count_bands(file) > len(file.getbands())
+        unused = bands_unless_used(file)
         if not deep and not unused and file.mode not in ("I", "F") and not file.mode.startswith("I;16"):
             return None
         file.load()
         if deep:
-            return measure_values(deep_values(file, data, kind)[..., :3], file)
+            values = np.asarray(file) * np.uint16(256) if is_planar(file) else deep_values(file, data, kind)
+            return measure_values(values[..., :3], file)
         if file.mode in ("I", "F") or file.mode.startswith("I;16"):
             return measure_values(np.asarray(file), file)
-        return Values("8-bit", 0, 255, 0, count_bands(file))
+        return Values("8-bit", 0, 255, 0, unused)
 
 
 def _gray(values: np.ndarray) -> Image.Image:

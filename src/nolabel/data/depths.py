@@ -47,11 +47,11 @@ def describe_values(looked: Looked, limits: Range | None) -> list[str]:
     if holes:
         share = sum(holes) / len(deep)
         lines.append(f"{len(holes)} of {looked.number} images have pixels without data ({share:.1%} of all): black")
-    bands = sorted({values.bands for values in looked.found if values.bands > 3 or values.mode == "8-bit"})
+    bands = sorted({values.bands for values in looked.found if values.bands})
     if bands:
         count = sum(values.bands in bands for values in looked.found)
         names = " or ".join(map(str, bands))
-        lines.append(f"{count} of {looked.number} images have {names} bands: only the first 3 are used, or 1 of grey")
+        lines.append(f"{count} of {looked.number} images have {names} bands, of which not all are used")
     return lines
 
 

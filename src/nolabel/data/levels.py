@@ -16,6 +16,8 @@ Range = tuple[float, float]
 GDAL_NODATA = 42113
 """TIFF's tag of the value that marks pixels without data."""
 
+_INTERLEAVE = "write them with gdal_translate -co INTERLEAVE=PIXEL"
+
 HUGE = 1e19
 """Beyond it a value marks "nothing": NetCDF's 9.97e36, the lowest float -3.4e38, CMIP's 1e20."""
 
@@ -37,7 +39,7 @@ class Values(NamedTuple):
     nodata: float
     """Share of the pixels that mark "nothing here"."""
     bands: int
-    """Bands of the file; those above 3, and a second one, are not used unless they are alpha."""
+    """Bands of the file where some of them are not used; else 0."""
 
 
 def is_deep_color(image: Image.Image) -> bool:
@@ -45,8 +47,22 @@ def is_deep_color(image: Image.Image) -> bool:
     return image.mode in ("RGB", "RGBA", "LA", "CMYK") and any(";16" in _rawmode(tile) for tile in _tiles(image))
 
 
+def is_planar(image: Image.Image) -> bool:
+    """Whether an opened TIFF has its channels one after the other."""
+    return bool(getattr(image, "tag_v2", {}).get(284, 1) == 2)
+
+
+def check_planes(image: Image.Image) -> None:
+    """BadImage for a TIFF of 16-bit channels in planes without compression: Pillow takes its bytes for 8-bit ones."""
+    raw = any(tile.codec_name == "raw" for tile in _tiles(image))
+    if raw and is_planar(image) and max(image.tag_v2.get(258, (8,))) > 8:  # type: ignore[attr-defined]
+        raise BadImage("unsupported mode", f"16-bit channels in planes: {_INTERLEAVE}")
+
+
 def swap_bytes(image: Image.Image) -> None:
     """Make an opened file of 16-bit channels load the low byte of each. BadImage where Pillow has no way to."""
+    if is_planar(image):
+        raise BadImage("unsupported mode", f"16-bit channels in planes have no range: {_INTERLEAVE}")
     try:
         image.tile = [_swapped(tile) for tile in _tiles(image)]  # type: ignore[attr-defined]
         image.load()
@@ -162,9 +178,16 @@ def measure_values(values: NDArray[Any], image: Image.Image) -> Values | None:
     mode = "16-bit" if image.mode not in ("I", "F") else "scaled"
     if mode == "scaled" and _declared_range(image) != (0, 0):
         return None
-    return Values(mode, float(good.min()), float(good.max()), float(missing.mean()), count_bands(image))
+    return Values(mode, float(good.min()), float(good.max()), float(missing.mean()), bands_unless_used(image))
 
 
-def count_bands(image: Image.Image) -> int:
-    """The bands of an opened TIFF by its own statement; those of Pillow's mode for any other file."""
-    return int(getattr(image, "tag_v2", {}).get(277, 0)) or len(image.getbands())
+def bands_unless_used(image: Image.Image) -> int:
+    """The bands of an opened TIFF of which some are not used; 0 where all are, and for any other file."""
+    bands = int(getattr(image, "tag_v2", {}).get(277, 1))
+    return bands if bands > len(image.getbands()) or not has_alpha(image) else 0
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """False for a TIFF whose fourth band is not marked as alpha: it may be anything, such as infrared."""
+    tags = getattr(image, "tag_v2", {}) if image.mode == "RGBA" else {}
+    return not tags or bool(tags.get(338))

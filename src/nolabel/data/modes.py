@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nolabel.data.bad_files import BadImage
-from nolabel.data.levels import Range, gray_levels, scale, swap_bytes
+from nolabel.data.levels import Range, gray_levels, has_alpha, scale, swap_bytes
 
 WHITE = (255, 255, 255)
 
@@ -25,7 +25,7 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE, limits:
     if mode.startswith("I;16") or mode in ("I", "F"):
         return _gray(gray_levels(image, limits))
     if mode in _ALPHA or (mode in _MAYBE_ALPHA and image.has_transparency_data):
-        if not _has_alpha(image):
+        if not has_alpha(image):
             return image.convert("RGB")
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, (*background, 255)), layer).convert("RGB")
@@ -36,12 +36,6 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE, limits:
 
 def _gray(values: NDArray[np.float64]) -> Image.Image:
     return Image.fromarray(values.astype(np.uint8)).convert("RGB")
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    """False for a TIFF whose fourth band is not marked as alpha: it may be anything, such as infrared."""
-    tags = getattr(image, "tag_v2", {}) if image.mode == "RGBA" else {}
-    return not tags or bool(tags.get(338))
 
 
 def deep_values(file: Image.Image, data: bytes, kind: str) -> NDArray[np.uint16]:
@@ -62,6 +56,6 @@ def deep_rgb(file: Image.Image, data: bytes, kind: str, background: tuple[int, i
     scaled = Image.fromarray(values, file.mode)
     if alpha is None and file.has_transparency_data:
         scaled.putalpha(file.convert("RGBA").getchannel("A"))
-    if not _has_alpha(file):
+    if not has_alpha(file):
         return scaled.convert("RGB")
     return to_rgb(scaled, background)

@@ -17,7 +17,7 @@ from nolabel.methods import METHODS
 from nolabel.settings import HEADINGS
 
 RUN = {
-    "data": "data out labels subfolder keep_masks mean std",
+    "data": "data out labels subfolder keep_masks mean std range",
     "training": "backbone backbone_args epochs steps batch_size optim.lr positions stretch optim.name optim.start_lr "
     "optim.min_lr optim.warmup_epochs optim.lr_by_epoch optim.weight_decay optim.weight_decay_end optim.decay_all "
     "optim.clip_grad optim.clip optim.sgd_momentum optim.lars_rate",

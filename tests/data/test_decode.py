@@ -20,8 +20,9 @@ from hostile import BAD, GOOD, PICTURE, PIXELS, WHOLE, File, chunk, png, save
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from nolabel.data.bad_files import BadImage
-from nolabel.data.decode import Facts, decode, examine, to_rgb
+from nolabel.data.decode import Facts, decode, examine
 from nolabel.data.images import read, scan
+from nolabel.data.modes import to_rgb
 
 EXACT = torch.from_numpy(PIXELS.astype(np.uint8)).permute(2, 0, 1)  # (3, 48, 64)
 

@@ -365,3 +365,9 @@ def test_what_the_number_of_processes_changes_is_no_edit(run: Path) -> None:
         patch.setattr(resuming, "processes_before", lambda _: 2)
         nolabel.resume(run, {"steps": 9})
     assert nolabel.resume(run, {"steps": 10}).status()["step"] == 10
+
+
+def test_data_that_moved(run: Path, pictures: Path) -> None:
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(pictures), str(pictures / "before")))
+    refused(run, DataError, r"is not there any more(.|\n)*name its new place: nolabel resume .*run NEW_DATA")

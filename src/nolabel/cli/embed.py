@@ -48,6 +48,8 @@ class EmbedOptions:
     """Images per forward pass."""
     workers: int = 0
     """Processes that decode images."""
+    range: tuple[float, float] | None = None
+    """Values that become black and white in files of more than 8 bits; by default those of the weights."""
     cache: bool = True
     """Keep features on disk, in RUN/eval/cache or $NOLABEL_CACHE, and use those that are there."""
     backbone: str | None = None
@@ -70,6 +72,7 @@ def embed(args: list[str]) -> None:
         device=str(find_device(o.device)),
         batch_size=o.batch_size,
         workers=o.workers,
+        range=o.range,
         cache=o.cache,
     )
     loaded = load_weights(o.weights, o.backbone, o.allow_pth)

@@ -14,6 +14,7 @@ from nolabel.config import find_device
 from nolabel.data.bad_files import BadImage
 from nolabel.data.decode import decode
 from nolabel.data.images import read, scan
+from nolabel.data.levels import Range, check_range
 from nolabel.data.names import printable
 from nolabel.data.selection import SUFFIXES
 from nolabel.errors import DataError, UsageError
@@ -46,6 +47,8 @@ class ShowOptions:
     """Largest number of images taken from a folder."""
     clip: bool = False
     """Write one animation of attention: the images are frames in the order of their names, or one GIF or WebP."""
+    range: tuple[float, float] | None = None
+    """Values that become black and white in files of more than 8 bits; by default those of the weights."""
     device: str = "auto"
     backbone: str | None = None
     """timm name of a bare weight file."""
@@ -63,7 +66,8 @@ def show(args: list[str]) -> None:
     loaded = load_weights(options.weights, options.backbone, options.allow_pth)
     net = loaded.backbone.to(find_device(options.device))
     size = options.size or round(loaded.image_size * 480 / 224)
-    opened = _open(options)
+    check_range(options.range)
+    opened = _open(options, options.range or loaded.limits)
     pictures = [(name, prepare(image, size, net.patch_size, loaded.mean, loaded.std)) for name, image in opened]
     targets = _targets(kind, options, [name for name, _ in opened])
     _make_folder(options, targets)
@@ -113,7 +117,7 @@ def _make_folder(options: ShowOptions, targets: Sequence[Path]) -> None:
     make_picture_folder(out)
 
 
-def _open(options: ShowOptions) -> list[tuple[str, Any]]:
+def _open(options: ShowOptions, limits: Range | None) -> list[tuple[str, Any]]:
     """Names and pixels of the images; those that cannot be read are named on stderr."""
     opened = clip_frames(options.images, options.limit) if options.clip else []
     for path in options.images if not opened else ():
@@ -123,7 +127,7 @@ def _open(options: ShowOptions) -> list[tuple[str, Any]]:
         for index in range(min(len(images.names), options.limit) if images else 1):
             name = images.names[index] if images else path.name
             try:
-                pixels = decode(read(images, index) if images else path.read_bytes())
+                pixels = decode(read(images, index) if images else path.read_bytes(), limits=limits)
             except (BadImage, OSError) as error:
                 console.note(f"skipped {printable(name)}: {printable(str(error))}")
                 continue

@@ -9,6 +9,7 @@ import torch
 
 from nolabel import distributed
 from nolabel.config.schema import TrainConfig
+from nolabel.data.levels import check_range
 from nolabel.errors import DataError, UsageError
 from nolabel.optim.schedules import fit_warmup
 from nolabel.views import View, fastest
@@ -157,6 +158,7 @@ def _check_batch(config: TrainConfig[Any], num_images: int, world_size: int) -> 
         raise UsageError(
             f"--mean {config.mean} and --std {config.std} are for images in 0..1: 0 to 1, and above 0 to 1."
         )
+    check_range(config.range)
     size = config.batch_size
     if num_images < size:
         raise DataError(

@@ -41,6 +41,8 @@ class TrainConfig(Generic[M]):
     """Mean per channel, subtracted from images in 0..1."""
     std: Annotated[tuple[float, float, float], Mark("data", "refused")] = IMAGENET_STD
     """Standard deviation per channel, by which images in 0..1 are divided."""
+    range: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="LOW HIGH"), Mark("data", "refused")] = None
+    """Values that become black and white in files of more than 8 bits, such as 0 4095 for 12 bits in 16."""
 
     backbone: Annotated[str, Mark("training", "refused", everyday=True)] = "vit_small_patch16_224"
     """timm name of the network."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +12,10 @@ from statistics import median
 from typing import NamedTuple
 
 from nolabel.data.bad_files import BadFile, BadImage, too_many_bad
-from nolabel.data.decode import MAX_PIXELS, Facts, examine
+from nolabel.data.decode import MAX_PIXELS, Facts, examine, read_values
+from nolabel.data.depths import Looked, describe_values
 from nolabel.data.images import Images, fingerprint, read, scan
+from nolabel.data.levels import Range, Values, check_range
 from nolabel.data.missing import describe_unused, is_incomplete
 from nolabel.data.names import printable
 from nolabel.data.selection import BESIDE, MASK
@@ -51,6 +54,8 @@ class CheckReport(NamedTuple):
     """Groups of good images whose files are equal byte for byte."""
     too_many_bad: bool
     """Whether training would stop because more than 5 % are bad."""
+    values: tuple[str, ...] = ()
+    """Lines on values of more than 8 bits: what is lost, and how to state the range."""
     incomplete: bool = False
     """Whether training would not start because more than 5 % of the files are missing."""
     unused: str = ""
@@ -64,12 +69,14 @@ def check(
     min_size: int = 1,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    limits: Range | None = None,
 ) -> CheckReport:
     """Read and decode every image of DATA on several threads; `progress(done, all)` is called now and then.
 
     Raises DataError as `scan` does.
     """
-    images = scan(data, subfolder)
+    check_range(limits)
+    images = scan(data, subfolder)._replace(limits=limits)
     look = partial(_look, images, max_pixels, min_size)
     seen: list[_Seen] = []
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
@@ -100,8 +107,9 @@ def format_check(report: CheckReport) -> str:
         f"  modes     {_counts(report.modes)}",
     ]
     stretched = sum(report.modes.get(mode, 0) for mode in ("I", "F"))
-    if stretched:
+    if stretched and not report.values:
         lines.append(f"            {stretched:,} of mode I or F: scaled by the declared range or by percentiles")
+    lines += [row for line in report.values for row in _wrapped(line)]
     for name, spread in (("width", report.width), ("height", report.height)):
         if spread is not None:
             lines.append(f"  {name:8}  {spread.min} to {spread.max} pixels, median {spread.median:g}")
@@ -113,7 +121,7 @@ def format_check(report: CheckReport) -> str:
     others = [bad for bad in report.skipped if bad.reason not in (MASK, BESIDE)]
     lines.append(f"  ignored   {len(others):,} other entries" if others else "  ignored   nothing")
     lines += _by_reason(others, limit=3)
-    lines += [f"            {_short(report.unused, 300)}"] if report.unused else []
+    lines += _wrapped(_short(report.unused, 330))
     copies = sum(len(group) - 1 for group in report.duplicates)
     lines.append(f"  equal     {copies:,} files are copies of another" + (":" if copies else ""))
     lines += [f"            {_short(', '.join(map(printable, group)))}" for group in report.duplicates[:1]]
@@ -129,20 +137,23 @@ class _Seen(NamedTuple):
     facts: Facts | None
     digest: bytes
     bad: BadFile | None
+    values: Values | None
 
 
 def _look(images: Images, max_pixels: int, min_size: int, index: int) -> _Seen:
     data = b""
     try:
         data = read(images, index)
-        facts = examine(data, max_pixels, min_size)[1]
+        facts = examine(data, max_pixels, min_size, limits=images.limits)[1]
+        values = None if facts.format == "JPEG" else read_values(data)
     except BadImage as error:
-        return _Seen(None, b"", BadFile(images.names[index], error.reason, error.detail, len(data)))
-    return _Seen(facts, hashlib.sha256(data).digest(), None)
+        return _Seen(None, b"", BadFile(images.names[index], error.reason, error.detail, len(data)), None)
+    return _Seen(facts, hashlib.sha256(data).digest(), None, values)
 
 
 def _report(images: Images, seen: Sequence[_Seen]) -> CheckReport:
     facts = [one.facts for one in seen if one.facts]
+    looked = Looked([one.values for one in seen if one.values], len(facts))
     bad = tuple(one.bad for one in seen if one.bad)
     equal: dict[bytes, list[str]] = {}
     for name, one in zip(images.names, seen, strict=True):
@@ -161,6 +172,7 @@ def _report(images: Images, seen: Sequence[_Seen]) -> CheckReport:
         skipped=images.skipped,
         duplicates=tuple(tuple(group) for group in equal.values() if len(group) > 1),
         too_many_bad=too_many_bad(len(bad), len(seen), len(seen)),
+        values=tuple(describe_values(looked, images.limits)),
         incomplete=is_incomplete(images.names, images.skipped),
         unused=describe_unused(images.source, images.root, images.skipped),
     )
@@ -185,9 +197,15 @@ def _by_reason(files: Iterable[BadFile], limit: int) -> list[str]:
         if first.reason == "other suffix":
             lines.append(f"            {reason}: {_short(printable(first.detail))}")
         else:
-            about = _short(printable(first.name + (f" ({first.detail})" if first.detail else "")))
-            lines.append(f"            {reason} {1 + len(others):,}: {about}")
+            about = _short(printable(first.name + (f" ({first.detail})" if first.detail else "")), 240)
+            lines += _wrapped(f"{reason} {1 + len(others):,}: {about}")
     return lines + [f"            and {len(ranked) - limit} more reasons"] * (len(ranked) > limit)
+
+
+def _wrapped(text: str) -> list[str]:
+    """The text in lines below a heading; none for an empty one."""
+    indent = " " * 12
+    return textwrap.wrap(text, 128, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False)
 
 
 def _short(text: str, width: int = 100) -> str:

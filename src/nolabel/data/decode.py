@@ -21,12 +21,14 @@ from torch import Tensor
 
 from nolabel.data.bad_files import BadImage
 from nolabel.data.integrity import check_strips, identify
+from nolabel.data.levels import Range, Values, bands_unless_used, check_planes, is_deep_color, is_planar, measure_values
+from nolabel.data.modes import WHITE, deep_rgb, deep_values, to_rgb
 from nolabel.data.names import printable
+from nolabel.data.tiff import describe_tiff
 
 assert TiffImagePlugin and WebPImagePlugin  # importing them registers their openers
 
 MAX_PIXELS = 178_000_000
-WHITE = (255, 255, 255)
 
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -37,9 +39,6 @@ _UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }  # EXIF orientation -> the operation that undoes it
-_ALPHA = ("RGBA", "LA", "PA")
-_MAYBE_ALPHA = ("RGB", "L", "1", "P")  # with a transparent colour or palette entry
-_PLAIN = ("RGB", "L", "1", "P", "RGBX", "YCbCr", "CMYK", "LAB", "HSV")
 _PLAIN_MARKERS = (0xC4, 0xDB, 0xDD, 0xE0, 0xEE, 0xFE)  # tables, restarts, JFIF, Adobe's colours, a comment
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
@@ -70,26 +69,39 @@ class Opened(NamedTuple):
 
 
 def decode(
-    data: bytes, max_pixels: int = MAX_PIXELS, min_size: int = 1, background: tuple[int, int, int] = WHITE
+    data: bytes,
+    max_pixels: int = MAX_PIXELS,
+    min_size: int = 1,
+    background: tuple[int, int, int] = WHITE,
+    limits: Range | None = None,
 ) -> Tensor:
     """The upright image in `data` as (3, H, W) uint8 RGB, transparent parts on `background`.
 
     Raises BadImage for what is empty, cut, damaged, no image, above `max_pixels` (judged before decoding),
     below `min_size` on a side, or of a mode without a rule. In memory the result is laid out as (H, W, 3).
+    `limits` are the values that become 0 and 255 in files of more than 8 bits; others are as without.
     """
-    return load(open_image(data, max_pixels, min_size, background))
+    return load(open_image(data, max_pixels, min_size, background, limits))
 
 
 def examine(
-    data: bytes, max_pixels: int = MAX_PIXELS, min_size: int = 1, background: tuple[int, int, int] = WHITE
+    data: bytes,
+    max_pixels: int = MAX_PIXELS,
+    min_size: int = 1,
+    background: tuple[int, int, int] = WHITE,
+    limits: Range | None = None,
 ) -> tuple[Tensor, Facts]:
     """As `decode`, with the facts about the file."""
-    opened = open_image(data, max_pixels, min_size, background)
+    opened = open_image(data, max_pixels, min_size, background, limits)
     return load(opened), opened.facts
 
 
 def open_image(
-    data: bytes, max_pixels: int = MAX_PIXELS, min_size: int = 1, background: tuple[int, int, int] = WHITE
+    data: bytes,
+    max_pixels: int = MAX_PIXELS,
+    min_size: int = 1,
+    background: tuple[int, int, int] = WHITE,
+    limits: Range | None = None,
 ) -> Opened:
     """The first half of `decode`, with the same errors: as much as it takes to know the size."""
     kind = identify(data)
@@ -97,16 +109,19 @@ def open_image(
         _check_size(plain.width, plain.height, max_pixels, min_size)
         return Opened(plain, None, data, None)
     _silence_pillow()
-    with _refusing(kind):
+    with _refusing(kind, data):
         file = Image.open(io.BytesIO(data), formats=(kind,))
         _check_size(*file.size, max_pixels, min_size)
         if kind == "JPEG":
             width, height = file.size if _orientation(file) < 5 else file.size[::-1]
             return Opened(Facts(kind, file.mode, width, height), file, data, None)
         if kind == "TIFF":
+            check_planes(file)
             check_strips(file, len(data))
+        deep = limits is not None and is_deep_color(file)
         file.load()
-        pixels = _upright(np.array(to_rgb(file, background)), file)
+        rgb = deep_rgb(file, data, kind, background, limits) if deep and limits else to_rgb(file, background, limits)
+        pixels = _upright(np.array(rgb), file)
         return Opened(Facts(kind, file.mode, pixels.shape[1], pixels.shape[0]), file, data, pixels)
 
 
@@ -126,7 +141,7 @@ def read_header(data: bytes) -> Header:
     if kind == "JPEG" and (plain := _plain_jpeg(data)):
         return Header(plain.width, plain.height, 1)
     _silence_pillow()
-    with _refusing(kind):
+    with _refusing(kind, data):
         file = Image.open(io.BytesIO(data), formats=(kind,))
         found = _orientation(file)
         return Header(*file.size, found if found in range(1, 9) else 1)
@@ -140,7 +155,7 @@ def load(opened: Opened, factor: int = 1) -> Tensor:
     """
     if opened.pixels is not None:
         return torch.from_numpy(opened.pixels).permute(2, 0, 1)
-    with _refusing("JPEG"):
+    with _refusing("JPEG", opened.data):
         pixels = _jpeg(opened, factor)
         pixels = pixels if opened.file is None else _upright(pixels, opened.file)
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -192,7 +207,7 @@ def _upright(pixels: NDArray[np.uint8], file: Image.Image) -> NDArray[np.uint8]:
 
 
 @contextlib.contextmanager
-def _refusing(kind: str) -> Iterator[None]:
+def _refusing(kind: str, data: bytes) -> Iterator[None]:
     """Turns whatever Pillow raises into BadImage."""
     try:
         yield
@@ -202,6 +217,8 @@ def _refusing(kind: str) -> Iterator[None]:
         numbers = [int(number) for number in re.findall(r"\d+", str(error))]  # Pillow's words: its size, the limit
         raise _too_many(f"{numbers[0]:,}" if numbers else "too many", min([*numbers[1:2], MAX_PIXELS])) from None
     except UnidentifiedImageError:
+        if kind == "TIFF" and (why := describe_tiff(data)):
+            raise BadImage("unsupported mode", why) from None
         raise BadImage("damaged", f"it begins like {kind}, but Pillow cannot open it") from None
     except Exception as error:  # Pillow's openers raise nearly anything on damaged files
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
@@ -209,50 +226,29 @@ def _refusing(kind: str) -> Iterator[None]:
         raise BadImage("truncated" if cut else "damaged", detail) from None
 
 
-def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
-    """The loaded `image` in mode RGB, by the table of `docs/reference/data-formats.md`; BadImage without a rule."""
-    mode = image.mode
-    if mode.startswith("I;16"):
-        return _gray((np.asarray(image).astype(np.uint32) + 128) // 257)
-    if mode in ("I", "F"):
-        return _gray(_stretch(image))
-    if mode in _ALPHA or (mode in _MAYBE_ALPHA and image.has_transparency_data):
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, (*background, 255)), layer).convert("RGB")
-    if mode in _PLAIN:
-        return image if mode == "RGB" else image.convert("RGB")
-    raise BadImage("unsupported mode", f"no rule turns Pillow's mode {mode} into RGB")
+def read_values(data: bytes) -> Values | None:
+    """The range of the values of a file of more than 8 bits; None for all other files. Raises BadImage."""
+    kind = identify(data)
+    if kind == "JPEG":
+        return None
+    _silence_pillow()
+    with _refusing(kind, data):
+        file = Image.open(io.BytesIO(data), formats=(kind,))
+        deep = is_deep_color(file)
+        unused = bands_unless_used(file)
+        if not deep and not unused and file.mode not in ("I", "F") and not file.mode.startswith("I;16"):
+            return None
+        file.load()
+        if deep:
+            values = np.asarray(file) * np.uint16(256) if is_planar(file) else deep_values(file, data, kind)
+            return measure_values(values[..., :3], file)
+        if file.mode in ("I", "F") or file.mode.startswith("I;16"):
+            return measure_values(np.asarray(file), file)
+        return Values("8-bit", 0, 255, 0, unused)
 
 
 def _gray(values: np.ndarray) -> Image.Image:
     return Image.fromarray(values.astype(np.uint8)).convert("RGB")
-
-
-def _stretch(image: Image.Image) -> np.ndarray:
-    """Integers or floats of any scale to 0..255, by the range the file declares or else its percentiles."""
-    values = np.asarray(image).astype(np.float64)
-    finite = values[np.isfinite(values)]
-    low, high = _declared_range(image)
-    if not low < high and finite.size:
-        low, high = np.percentile(finite, (0.5, 99.5))
-    if not low < high and finite.size:
-        low, high = finite.min(), finite.max()
-    if not low < high:
-        raise BadImage("no contrast", f"this {image.mode} image has one value only and declares no range")
-    values = np.clip(np.nan_to_num(values, nan=low), low, high)
-    scaled: np.ndarray = np.rint(255 * ((values - low) / (high - low)))
-    return scaled
-
-
-def _declared_range(image: Image.Image) -> tuple[float, float]:
-    """Smallest and largest possible value by TIFF's tags or PPM's header; (0, 0) where none is declared."""
-    if image.format == "PPM" and image.mode == "I":
-        return 0, 65535  # Pillow scales to it
-    tags = getattr(image, "tag_v2", {})
-    for low, high in ((340, 341), (280, 281)):  # S(Min|Max)SampleValue, (Min|Max)SampleValue
-        if low in tags and high in tags:
-            return float(np.ravel(tags[low])[0]), float(np.ravel(tags[high])[0])
-    return 0, 0
 
 
 def _orientation(image: Image.Image) -> int:

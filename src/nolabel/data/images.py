@@ -3,10 +3,12 @@
 DATA is one of `sources.SOURCES`; `docs/reference/data-formats.md` has the rules.
 """
 
+import contextlib
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ import numpy as np
 from nolabel import catalog
 from nolabel.data.bad_files import BadFile, BadImage
 from nolabel.data.class_folders import check_spelling, read_column, read_folders
+from nolabel.data.levels import Range
 from nolabel.data.masks import find_masks
 from nolabel.data.missing import check_missing, describe_unused
 from nolabel.data.names import Names, compact, name_bytes, printable
@@ -36,6 +39,8 @@ class Images(NamedTuple):
     """Paths relative to `root` with `/` between the parts; bytes that are not UTF-8 are lone surrogates."""
     skipped: tuple[BadFile, ...]
     """Files that the scan left out."""
+    limits: Range | None = None
+    """Values that become 0 and 255 in files of more than 8 bits: the setting `range`."""
 
     @property
     def source(self) -> Source:
@@ -168,6 +173,19 @@ def scan_labelled(data: str | Path) -> dict[str, LabelledImages]:
     return splits
 
 
+_LIMITS: ContextVar[Range | None] = ContextVar("limits", default=None)
+
+
+@contextlib.contextmanager
+def scanned_in(limits: Range | None) -> Iterator[None]:
+    """Images that are scanned in the block have these `limits`, which go with them into workers."""
+    token = _LIMITS.set(limits)
+    try:
+        yield
+    finally:
+        _LIMITS.reset(token)
+
+
 def check_folders(images: Images, data: str | Path, missing: str) -> None:
     """DataError where the source of `images` has no folders; `missing` ends the sentence: `masks: expected ...`."""
     if not images.source.has_folders:
@@ -207,7 +225,7 @@ def _scan(data: str | Path, tops: Tops) -> tuple[Images, Listing]:
     except UNREADABLE as error:
         message = SOURCES[kind].unreadable
         raise DataError(message.format(data=_shown(data), error=printable(str(error)))) from None
-    return Images(listing.root, kind, listing.names, listing.skipped), listing
+    return Images(listing.root, kind, listing.names, listing.skipped, _LIMITS.get()), listing
 
 
 def _nothing_found(data: str | Path, skipped: Sequence[BadFile], expected: str, unused: str = "") -> DataError:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL.ImageFile import ImageFile
 
 from nolabel.data.bad_files import BadImage
+from nolabel.data.content import NUM_BYTES, describe_content
 
 _FORMATS = (  # first bytes -> the opener of Pillow that may read it; no other is ever called
     (rb"\xff\xd8\xff", "JPEG"),
@@ -39,7 +40,8 @@ def identify(data: bytes) -> str:
         raise BadImage("empty", "0 bytes")
     match = _MAGIC.match(data)
     if not match or not match.lastindex:
-        raise BadImage("not an image", f"it begins with {data[:12]!r}")
+        known = describe_content(data[:NUM_BYTES])
+        raise BadImage("not an image", f"it begins with {data[:12]!r}" + (f", {known}" if known else ""))
     kind = _FORMATS[match.lastindex - 1][1]
     if kind == "PNG":
         _check_chunks(data)

@@ -17,6 +17,7 @@ from nolabel import distributed
 from nolabel.data.bad_files import BadFile, BadImage, too_many_bad
 from nolabel.data.decode import load, open_image
 from nolabel.data.images import Images, read
+from nolabel.data.levels import Range
 from nolabel.data.names import printable
 from nolabel.data.order import images_at
 from nolabel.data.workers import MAX_RESTARTS, PREFETCH, DeadWorker, restarted, survives
@@ -172,30 +173,37 @@ class _Views(Dataset[Item | DataError]):
 
 
 def cut(
-    data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool = False, make: Apply = apply
+    data: bytes,
+    views: Sequence[View],
+    keys: Sequence[Key],
+    full_decode: bool = False,
+    make: Apply = apply,
+    limits: Range | None = None,
 ) -> Crops:
     """The views (3, size, size) uint8 of the image in `data`, by `make`; BadImage where it cannot be decoded.
 
     The parameters are drawn first, from the size in the header, so they do not depend on the size it is decoded at.
     """
-    image, drawn, decode_ms, draw_ms = _decoded(data, views, keys, full_decode)
+    image, drawn, decode_ms, draw_ms = _decoded(data, views, keys, full_decode, limits)
     started = perf_counter()
     crops = [make(image, view, one) for view, one in zip(views, drawn, strict=True)]
     return Crops(crops, decode_ms, draw_ms + 1000 * (perf_counter() - started))
 
 
-def whole(data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool = False) -> Crops:
+def whole(
+    data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool = False, limits: Range | None = None
+) -> Crops:
     """The image in `data` (H, W, 3) uint8 uncut, and the parameters of its views (`as_rows`); BadImage as in `cut`."""
-    image, drawn, decode_ms, draw_ms = _decoded(data, views, keys, full_decode)
+    image, drawn, decode_ms, draw_ms = _decoded(data, views, keys, full_decode, limits)
     return Crops([image.permute(1, 2, 0).contiguous(), as_rows(drawn)], decode_ms, draw_ms)
 
 
 def _decoded(
-    data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool
+    data: bytes, views: Sequence[View], keys: Sequence[Key], full_decode: bool, limits: Range | None
 ) -> tuple[Tensor, list[Drawn], float, float]:
     """The image, what is drawn for its views, and the milliseconds of decoding and of drawing."""
     times = [perf_counter()]
-    opened = open_image(data)
+    opened = open_image(data, limits=limits)
     times.append(perf_counter())
     drawn = [draw(v, key, opened.facts.height, opened.facts.width) for v, key in zip(views, keys, strict=True)]
     factor = 1 if full_decode or opened.pixels is not None else reduction(views, drawn)
@@ -224,9 +232,10 @@ def _first_good(stream: Stream, epoch: int, sample: int, known: dict[int, BadFil
                 data = read(images, index)
                 reading = 1000 * (perf_counter() - started)
                 if stream.whole:
-                    crops = whole(data, stream.views, keys, stream.full_decode)
+                    crops = whole(data, stream.views, keys, stream.full_decode, images.limits)
                 else:
-                    crops = cut(data, stream.views, keys, stream.full_decode, view_function(stream.engine))
+                    make = view_function(stream.engine)
+                    crops = cut(data, stream.views, keys, stream.full_decode, make, images.limits)
                 return crops._replace(decode_ms=crops.decode_ms + reading), bad
         except BadImage as error:
             known[index] = BadFile(images.names[index], error.reason, error.detail, len(data))
@@ -242,7 +251,8 @@ def _keys(stream: Stream, epoch: int, sample: int) -> list[Key]:
 
 
 def _one(stream: Stream, epoch: int, sample: int) -> Crops:
-    return cut(read(stream.images, sample), stream.views, _keys(stream, epoch, sample), stream.full_decode)
+    data, keys = read(stream.images, sample), _keys(stream, epoch, sample)
+    return cut(data, stream.views, keys, stream.full_decode, limits=stream.images.limits)
 
 
 def waiting_bytes(stream: Stream, workers: int, world_size: int) -> int:

@@ -74,12 +74,13 @@ def describe_unused(source: Source, root: str, skipped: Sequence[BadFile]) -> st
 
     One file of each suffix is opened.
     """
-    parts = []
+    kinds: dict[str, list[str]] = {}
     for bad in skipped:
         number, _, first = bad.detail.partition(_FIRST)
         if bad.reason == "other suffix" and first and (kind := describe_content(_start(source, root, first))):
-            suffix = bad.name.removeprefix("*") or "without a suffix of their own"
-            parts.append(f"{number.partition(' ')[0]} {suffix} ({kind})")
+            suffix = bad.name.removeprefix("*") or "without suffix"
+            kinds.setdefault(kind, []).append(f"{number.partition(' ')[0]} {suffix}")
+    parts = [f"{', '.join(counts)} ({kind})" for kind, counts in kinds.items()]
     return f"not used: {printable('; '.join(parts))}" if parts else ""
 
 

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from nolabel.console import note
 from nolabel.data.bad_files import BadFile, BadImage
-from nolabel.data.decode import load, open_image
+from nolabel.data.decode import load, open_image, read_values
 from nolabel.data.images import Images, fingerprint, left_out, read, scan
 from nolabel.data.names import Names, compact, printable
 from nolabel.data.sources.members import MAX_MEMBER_BYTES
@@ -215,9 +215,12 @@ def _prepared(images: Images, packing: Packing, index: int) -> tuple[bytes, bool
 def resized(data: bytes, side: int, quality: int) -> bytes | None:
     """A JPEG of the image whose shorter side is `side`; None where the image is no larger or cannot be decoded.
 
-    What cannot be decoded is packed as it is: training meets it, and its place, as it would in the folder.
+    What cannot be decoded is packed as it is: training meets it, and its place, as it would in the folder. So are files
+    of more than 8 bits: a range that a run states could not be applied to a JPEG.
     """
     try:
+        if (values := read_values(data)) and values.mode != "8-bit":
+            return None
         opened = open_image(data)
         height, width = opened.facts.height, opened.facts.width
         shorter = min(height, width)

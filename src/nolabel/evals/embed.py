@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from nolabel.console import note
-from nolabel.data.images import Images, LabelledImages, scan, scan_labelled
+from nolabel.data.images import Images, LabelledImages, scan, scan_labelled, scanned_in
 from nolabel.data.missing import check_missing, describe_missing
 from nolabel.data.names import printable
 from nolabel.errors import StorageError, UsageError
@@ -47,7 +47,9 @@ def embed_images(
     check_common(config)
     check_format(out)
     pieces = pieces_of(loaded.backbone, layout, before_norm)
-    splits = scan_labelled(data) if labelled else {"": _without_labels(_complete(data))}
+    loaded = loaded._replace(limits=config.range or loaded.limits)
+    with scanned_in(loaded.limits):
+        splits = scan_labelled(data) if labelled else {"": _without_labels(_complete(data))}
     report_splits(splits)
     folder = cache_folder(loaded, config)
     columns: dict[str, list[Any]] = {"ids": [], "split": [], "label": []}

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from nolabel.data.images import scanned_in
+from nolabel.data.levels import check_range
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.shared.results import data_fingerprint, data_name, write_result
 from nolabel.files import check_no_links
@@ -35,6 +37,9 @@ class EvalConfig:
     """Images per forward pass."""
     workers: int = 0
     """Processes that decode images."""
+    range: tuple[float, float] | None = None
+    """Values that become black and white in files of more than 8 bits; by default those that the weights were trained
+    with."""
     cache: bool = True
     """Keep features on disk, in RUN/eval/cache or $NOLABEL_CACHE, and use the kept ones."""
 
@@ -118,6 +123,12 @@ def run(
     StorageError.
     """
     check_common(config)
+    loaded = loaded._replace(limits=config.range or loaded.limits)
+    with scanned_in(loaded.limits):
+        return _run(protocol, loaded, data, config, out)
+
+
+def _run(protocol: Protocol, loaded: Loaded, data: str | Path, config: EvalConfig, out: Path | None) -> dict[str, Any]:
     start = time.perf_counter()
     folders = Folders(cache_folder(loaded, config), out and out.with_suffix(""))
     measured = protocol.measure(loaded, data, config, folders)
@@ -165,6 +176,7 @@ def check_common(config: EvalConfig) -> None:
     check_at_least(config, 0, "workers")
     if config.precision not in DTYPES:
         raise UsageError(f"There is no precision {config.precision!r}: use one of {', '.join(DTYPES)}.")
+    check_range(config.range)
 
 
 def check_at_least(config: EvalConfig, least: int, *names: str) -> None:
@@ -206,6 +218,7 @@ def describe_weights(loaded: Loaded, config: EvalConfig) -> dict[str, Any]:
         "std": loaded.std,
         "precision": config.precision,
         **({} if positions == "timm" else {"positions": positions}),
+        **({} if loaded.limits is None else {"range": loaded.limits}),
     }
 
 

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nolabel.data.decode import open_image, to_rgb
+from nolabel.data.decode import open_image
+from nolabel.data.modes import to_rgb
 from nolabel.errors import DataError
 from nolabel.files import replacing
 from nolabel.networks.backbones import Backbone

@@ -13,7 +13,8 @@ from nolabel import distributed
 from nolabel.config import TrainConfig, check, check_pass, plain, resolved
 from nolabel.config.load import method_name
 from nolabel.data.bad_files import BadFile
-from nolabel.data.images import Images, LabelledImages, describe_masks, fingerprint, scan_labelled
+from nolabel.data.depths import describe_values, look_at_values
+from nolabel.data.images import Images, LabelledImages, describe_masks, fingerprint, scan_labelled, scanned_in
 from nolabel.data.loader import Batch, Stream, batches, waiting_bytes
 from nolabel.data.missing import describe_missing, describe_unused
 from nolabel.data.workers import fits_shared_memory
@@ -93,6 +94,7 @@ class Job:
 
 def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job:
     """Put the parts together: method with fresh weights, optimizer, stream of views."""
+    images = images._replace(limits=config.range)
     for line in describe_images(images):
         report_line(f"note: {line}")
     args = parse_args(config.backbone_args)
@@ -119,7 +121,8 @@ def build(config: TrainConfig[Any], images: Images, device: torch.device) -> Job
     total = config.steps or config.epochs * per_epoch
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     optim = optimizer(method, config.optim, method.free)
-    labelled = scan_labelled(config.labels) if config.labels else None
+    with scanned_in(config.range):
+        labelled = scan_labelled(config.labels) if config.labels else None
     return Job(
         config=config,
         written=config,
@@ -150,9 +153,10 @@ def _check_method(config: TrainConfig[Any], method: Method) -> None:
 
 
 def describe_images(images: Images) -> list[str]:
-    """Lines on files of DATA that are not used though they should be there, or are pictures."""
+    """Lines on files that should be there, pictures of other suffixes, and values of more than 8 bits."""
     unused = describe_unused(images.source, images.root, images.skipped)
-    return [*describe_missing(images.names, images.skipped), *describe_masks(images), *([unused] if unused else [])]
+    lines = [*describe_missing(images.names, images.skipped), *describe_masks(images), *([unused] if unused else [])]
+    return lines + (describe_values(look_at_values(images), images.limits) if distributed.is_main() else [])
 
 
 def _set_up_networks(method: Method, config: TrainConfig[Any], device: torch.device) -> None:

@@ -179,7 +179,7 @@ def _sample(images: Images, size: int, seed: int, number: int) -> Tensor:
     for place in range(len(images.names)):
         (index,) = images_at(range(place, place + 1), len(images.names), seed, 0)
         try:
-            image = decode(read(images, index))
+            image = decode(read(images, index), limits=images.limits)
         except BadImage:
             continue
         image = F.resize(image, [size], antialias=True)

@@ -56,7 +56,7 @@ def checkpoint(job: Job, done: int, window: Sequence[Record]) -> None:
             _write(job, job.out / "checkpoints", done, window, job.config.keep_checkpoints)
             net, c = job.method.backbone, job.config
             interpolation = job.method.views()[0].interpolation
-            save_weights(net, job.out / "weights", c.method.image_size, c.mean, c.std, interpolation)
+            save_weights(net, job.out / "weights", c.method.image_size, c.mean, c.std, interpolation, c.range)
         except (StorageError, OSError, SafetensorError) as error:
             failed.append(str(error))
             report_line(f"warning: {error}. Training goes on; {len(failed)} of {MAX_FAILED_SAVES} such failures.")

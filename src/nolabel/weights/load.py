@@ -33,6 +33,8 @@ class Loaded(NamedTuple):
     """The WEIGHTS argument as given, for results and captions."""
     fingerprint: str
     """First 16 hex digits of the SHA-256 of all tensors."""
+    limits: tuple[float, float] | None = None
+    """Values that were black and white in files of more than 8 bits: the setting `range` of the run."""
 
 
 class Preprocessing(NamedTuple):
@@ -94,6 +96,7 @@ def _from_folder(folder: Path, name: str, allow_pth: bool) -> Loaded:
         positions = _read_positions(config.get(OWN, {}))
         net = backbone(config["architecture"], args, most_bytes=_most_bytes(tensors), positions=positions)
         cfg = read_preprocessing(config.get("pretrained_cfg", config))  # older files have it beside the architecture
+        limits = _read_limits(config.get(OWN, {}))
     except UsageError as error:
         raise DataError(f"{folder}/config.json is damaged, or its network cannot be used here:\n{error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
@@ -102,7 +105,7 @@ def _from_folder(folder: Path, name: str, allow_pth: bool) -> Loaded:
         ) from error
     _fill(net, tensors, folder)
     _note_defaults(folder / "config.json", config.get("pretrained_cfg", config), cfg)
-    return _loaded(net, name, cfg)
+    return _loaded(net, name, cfg)._replace(limits=limits)
 
 
 def _from_file(path: Path, backbone_name: str | None, allow_pth: bool) -> Loaded:
@@ -191,6 +194,17 @@ def _read_positions(own: Any) -> Resampling:
     if way not in WAYS:
         raise ValueError(f"{OWN}.positions is {repr(way)[:100]}: expected one of {', '.join(WAYS)}")
     return way  # type: ignore[no-any-return]
+
+
+def _read_limits(own: Any) -> tuple[float, float] | None:
+    """The range of values in nolabel's part of a config.json. ValueError for what is none."""
+    value = own.get("range")
+    if value is None:
+        return None
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(x) in (int, float) for x in value)
+    if not numbers or not -math.inf < value[0] < value[1] < math.inf:
+        raise ValueError(f"{OWN}.range is {repr(value)[:100]}: expected two numbers, the lower one first")
+    return float(value[0]), float(value[1])
 
 
 def _is_numbers(value: Any) -> bool:

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import timm
 from timm.models import save_for_hf
@@ -24,6 +25,7 @@ def save_weights(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     interpolation: str = "bicubic",
+    limits: tuple[float, float] | None = None,
 ) -> None:
     """Write `folder`/model.safetensors and config.json in timm's layout; the files are replaced one by one.
 
@@ -36,9 +38,11 @@ def save_weights(
     temporary.mkdir(parents=True)
     try:
         save_for_hf(net.model, str(temporary), model_args=net.args, data_config=data, safe_serialization=True)
-        if net.positions != "timm":
+        own: dict[str, Any] = {} if net.positions == "timm" else {"positions": net.positions}
+        own |= {} if limits is None else {"range": limits}
+        if own:
             config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
-            files.write_json(temporary / "config.json", config | {OWN: {"positions": net.positions}})
+            files.write_json(temporary / "config.json", config | {OWN: own})
         folder.mkdir(parents=True, exist_ok=True)
         umask = os.umask(0)
         os.umask(umask)
@@ -50,9 +54,8 @@ def save_weights(
 
 
 def _save(loaded: Loaded, folder: Path) -> None:
-    save_weights(
-        loaded.backbone, folder, loaded.image_size, loaded.mean, loaded.std, interpolation=loaded.interpolation
-    )
+    images = loaded.image_size, loaded.mean, loaded.std, loaded.interpolation, loaded.limits
+    save_weights(loaded.backbone, folder, *images)
 
 
 def _open(folder: Path) -> Callable[[Tensor], Tensor]:

@@ -102,6 +102,15 @@ def test_layouts_of_yolo(form: str, val: str, tmp_path: Path) -> None:
     assert is_right(scan_boxed(yolo(tmp_path / "data", form=form, val=val)))
 
 
+def test_darknet_as_cvat_exports_it(tmp_path: Path) -> None:
+    yolo(tmp_path, form="obj_{split}_data/{name}", val="Validation")
+    (tmp_path / "data.yaml").unlink()
+    write(tmp_path / "obj.names", "cat\ndog\n")
+    write(tmp_path / "obj.data", "classes = 2\nnames = data/obj.names\n")
+    write(tmp_path / "train.txt", "data/obj_train_data/train0.jpg\n")
+    assert is_right(scan_boxed(tmp_path))
+
+
 def test_a_packed_layout_within_a_folder(tmp_path: Path) -> None:
     yolo(tmp_path / "in/pets", form="{split}/{kind}/{name}", val="valid")
     assert is_right(scan_boxed(shutil.make_archive(str(tmp_path / "pets"), "zip", tmp_path / "in")))

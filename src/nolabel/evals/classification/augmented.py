@@ -61,7 +61,7 @@ def random_crop(labelled: LabelledImages, view: View, seed: int, epoch: int, ind
     """The crop (3, size, size) of an image that (seed, epoch, image) fix. Raises DataError where it can't be read."""
     images = labelled.images
     try:
-        image = decode(read(images, index))
+        image = decode(read(images, index), limits=images.limits)
     except BadImage as error:  # it could be read a moment ago, when the evaluation began
         raise DataError(f"{printable(images.names[index])} cannot be read any more: {error}.") from None
     return apply(image, view, draw(view, (seed, epoch, index, 0), *image.shape[1:]))

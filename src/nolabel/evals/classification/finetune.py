@@ -118,7 +118,7 @@ class Trainer(NamedTuple):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             size = self.config.image_size or loaded.image_size
-            save_weights(net, folder, size, loaded.mean, loaded.std, loaded.interpolation)
+            save_weights(net, folder, size, loaded.mean, loaded.std, loaded.interpolation, loaded.limits)
             write_json(folder / "classes.json", [printable(name) for name in self.train.classes])
         except OSError as error:
             raise StorageError(f"{folder} cannot be written ({error.strerror}). Choose another --out.") from error

@@ -13,7 +13,7 @@ from nolabel.evals.dense.class_lists import describe_id, encode, find_classes, l
 from nolabel.evals.dense.mask_folders import Pairs, folders_above, pair_masks
 from nolabel.evals.dense.mask_ids import VOID_ID, find_ids
 from nolabel.evals.shared.leaks import leak_notes
-from nolabel.evals.shared.reading import report_reading
+from nolabel.evals.shared.reading import report_reading, report_values
 from nolabel.evals.shared.trees import (
     Tree,
     below,
@@ -111,6 +111,8 @@ def report_masks(masked: Masked, reported: str) -> None:
     named = [f"{i}: {n}" if masked.named else n for n, i in zip(classes.names, ids, strict=True)]
     void = ", ".join(describe_id(i, classes.colours) for i in classes.void) or "no id"
     report_reading(counts, named, reported, masked.notes)
+    top, pictures = masked.tree.top, next(iter(masked.splits.values())).pictures
+    report_values(masked.tree.images, [top + name for name in pictures])
     console.note(f"void: {'every other id' if classes.others_void else void}; layout: {masked.layout}")
 
 

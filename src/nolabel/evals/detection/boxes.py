@@ -91,8 +91,8 @@ def text_of(tree: Tree, name: str) -> str:
 
 
 def folder_split(name: str) -> str | None:
-    """The split whose folder a file is in, `a/train/b/x.jpg` -> train. DataError where it is in those of two."""
-    found = dict.fromkeys(split for folder in name.split("/")[:-1] if (split := split_of(folder)))
+    """The split whose folder a file is in: train for a/train/b/x.jpg and obj_train_data/x.jpg. DataError for two."""
+    found = dict.fromkeys(split for folder in name.split("/")[:-1] if (split := split_of(folder.removeprefix("obj_"))))
     if len(found) > 1:
         raise DataError(f"{printable(name)} is in the folders of two splits, {' and '.join(found)}: name one of them.")
     return next(iter(found), None)

@@ -18,6 +18,7 @@ from nolabel.evals.detection.sheet import write_sheet
 from nolabel.evals.detection.training import Schedule, Task, detect, train_detector
 from nolabel.evals.protocol import EvalConfig, Folders, Measured, Protocol, check_at_least
 from nolabel.evals.shared.leaks import leak_notes
+from nolabel.evals.shared.reading import report_values
 from nolabel.evals.shared.trees import tree_fingerprint
 from nolabel.files import write_text
 from nolabel.progress import progress
@@ -67,6 +68,7 @@ def measure(loaded: Loaded, data: str | Path, config: DetectionConfig, folders: 
     for note in boxed.notes:
         console.note(f"detection: {note}")
     task, split = make_task(loaded, boxed, config)
+    report_values(boxed.tree.images, [boxed.tree.top + one.picture for one in task.train])
     for one in (*task.train, *task.test):  # a training of hours would end at the first that does not fit
         check_picture(boxed, one)
     if folders.files is not None and config.fraction < 1:

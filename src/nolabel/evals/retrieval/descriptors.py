@@ -203,7 +203,7 @@ class _Prepared(Dataset[tuple[Tensor, int] | None]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
         try:
-            image = decode(read(self.images, index))
+            image = decode(read(self.images, index), limits=self.images.limits)
         except BadImage:
             return None
         return self.transform(image, index), index

@@ -20,7 +20,7 @@ from nolabel.evals.retrieval.descriptors import RAW_FLOORS, SCALES, Descriptor, 
 from nolabel.evals.retrieval.groundtruth import Box, GroundTruth, find_ground_truth, ground_truth
 from nolabel.evals.retrieval.ranking import Score, score
 from nolabel.evals.retrieval.whitening import learn_whitening, whiten
-from nolabel.evals.shared.reading import report_reading
+from nolabel.evals.shared.reading import report_reading, report_values
 from nolabel.evals.shared.results import data_name
 from nolabel.weights.load import Loaded
 
@@ -59,6 +59,7 @@ def measure(loaded: Loaded, data: str | Path, config: RetrievalConfig, folders: 
         raise UsageError("--crop-queries needs a bbx for every query, and the ground truth lacks some.")
     other = scan(config.whiten) if config.whiten else None
     report_reading({"database": (len(truth.database.names), ""), "queries": (len(truth.queries.names), "")})
+    report_values(truth.database)
     unused = left_out(truth.database)
     task = Task(truth, other, config, folders.cache)
     scores = _rank(task, _network(loaded, config), whitened=True)

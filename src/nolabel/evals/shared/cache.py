@@ -123,6 +123,7 @@ def _paths(
 def _key(images: Images, facts: Mapping[str, Any]) -> str:
     libraries = [__version__, *(version(name) for name in LIBRARIES)]
     every = {**facts, "version": VERSION, "libraries": libraries, "images": stamp(images)}
+    every |= {} if images.limits is None else {"range": images.limits}
     return hashlib.sha256(json.dumps(every, sort_keys=True).encode()).hexdigest()[:24]
 
 

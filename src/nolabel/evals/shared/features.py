@@ -185,7 +185,7 @@ class _Readable(Dataset[tuple[Tensor, int, str] | None]):
     def __getitem__(self, index: int) -> tuple[Tensor, int, str] | None:
         images = self.labelled.images
         try:
-            image = decode(read(images, index))
+            image = decode(read(images, index), limits=images.limits)
         except BadImage:
             return None
         return self.transform(image), self.labelled.labels[index], images.names[index]

@@ -4,10 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nolabel import console
+from nolabel.data.depths import describe_values, look_at_values
 from nolabel.data.images import Images, LabelledImages, left_out, scan_labelled
 from nolabel.data.names import printable
 from nolabel.evals.shared.labelled import Roles, roles
 from nolabel.evals.shared.leaks import leak_notes
+
+LOOKED = 16
+"""Images whose values are looked at."""
 
 
 def read_roles(data: str | Path) -> Roles:
@@ -33,6 +37,9 @@ def report_splits(splits: Mapping[str, LabelledImages], reported: str = "") -> N
     counts = {name: (len(part.labels), part.place) for name, part in splits.items()}
     unused = first.unused if first.classes else left_out(first.images)
     report_reading(counts, first.classes, reported, unused)
+    for part in splits.values():
+        if report_values(part.images):
+            break
 
 
 def report_reading(
@@ -52,7 +59,20 @@ def report_images(number: int, images: Images, what: str = "images") -> list[str
     """Print how many images are used, and what the scan left out; gives the latter as notes for a result."""
     unused = left_out(images)
     report_reading({what: (number, "")}, unused=unused)
+    report_values(images)
     return unused
+
+
+def report_values(images: Images, names: Sequence[str] | None = None) -> bool:
+    """Print what values of more than 8 bits become, from a few images; `names` are those to look at, else all.
+
+    True where there was something to print.
+    """
+    chosen = images if names is None else images._replace(names=names)
+    lines = describe_values(look_at_values(chosen, LOOKED), images.limits)
+    for line in lines:
+        console.note(f"values: {line}")
+    return bool(lines)
 
 
 def _place(name: str, place: str) -> str:

@@ -70,7 +70,7 @@ def read_text(tree: Tree, name: str) -> str | None:
 def read_picture(tree: Tree, name: str) -> Tensor:
     """An image (3, H, W) uint8. Raises DataError: a picture that has a mask is not left out in silence."""
     try:
-        return decode(_bytes(tree, name))
+        return decode(_bytes(tree, name), limits=tree.images.limits)
     except BadImage as error:
         raise DataError(f"{printable(name)} cannot be used ({error}). Replace it, or take its mask out.") from None
 

@@ -1,0 +1,96 @@
+"""Report on files of more than 8 bits: what is lost on the way to 0..255, and the range to state against it."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from nolabel.data.bad_files import BadImage
+from nolabel.data.decode import read_values
+from nolabel.data.images import Images, read
+from nolabel.data.levels import Range, Values
+
+SAMPLE = 64
+"""Images that are looked at before training, evenly over their order."""
+
+FULL = 65535
+"""Largest value of 16 bits."""
+
+
+class Looked(NamedTuple):
+    """Values of files of more than 8 bits among those that were looked at."""
+
+    found: list[Values]
+    number: int
+    """Files that were looked at."""
+
+
+def look_at_values(images: Images, number: int = SAMPLE) -> Looked:
+    """The values of some images, evenly over their order; those that cannot be read are left to others."""
+    total = len(images.names)
+    found = []
+    rows = sorted({i * total // min(number, total) for i in range(min(number, total))})
+    for row in rows:
+        try:
+            values = read_values(read(images, row))
+        except BadImage:
+            continue
+        if values is not None:
+            found.append(values)
+    return Looked(found, len(rows))
+
+
+def describe_values(looked: Looked, limits: Range | None) -> list[str]:
+    """Lines on what is lost, and how to state the range; none where all is as people expect."""
+    deep = [values for values in looked.found if values.mode != "8-bit"]
+    lines = _describe_stated(deep, looked.number, limits) if limits else _describe_unstated(deep, looked.number)
+    holes = [values.nodata for values in deep if values.nodata]
+    if holes:
+        share = sum(holes) / len(deep)
+        lines.append(f"{len(holes)} of {looked.number} images have pixels without data ({share:.1%} of all): black")
+    bands = sorted({values.bands for values in looked.found if values.bands})
+    if bands:
+        count = sum(values.bands in bands for values in looked.found)
+        names = " or ".join(map(str, bands))
+        lines.append(f"{count} of {looked.number} images have {names} bands, of which not all are used")
+    return lines
+
+
+def _describe_unstated(deep: Sequence[Values], number: int) -> list[str]:
+    lines = []
+    direct = [values for values in deep if values.mode == "16-bit"]
+    if direct:
+        low, high = min(v.low for v in direct), max(v.high for v in direct)
+        if high - low < FULL / 2:
+            levels = round(high / 257) - round(low / 257) + 1
+            lines.append(
+                f"{len(direct)} of {number} images have 16-bit values from {low:g} to {high:g} of {FULL}: they become "
+                f"{levels} of 256 grey levels, {round(low / 257)} to {round(high / 257)}. "
+                f"State the values of black and white: {suggest(low, high)}"
+            )
+    scaled = [values for values in deep if values.mode == "scaled"]
+    if scaled:
+        low, high = min(v.low for v in scaled), max(v.high for v in scaled)
+        lines.append(
+            f"{len(scaled)} of {number} images are floats or 32-bit integers, each scaled by its own percentiles: "
+            f"their brightness does not compare. State the values of black and white: {suggest(low, high)}"
+        )
+    return lines
+
+
+def _describe_stated(deep: Sequence[Values], number: int, limits: Range) -> list[str]:
+    low, high = limits
+    eight = number - len(deep)
+    rest = f"; {eight} have 8 bits and are read as they are" if eight else ""
+    lines = [f"range {low:g} to {high:g} in {len(deep)} of {number} images{rest}"]
+    below, above = min((v.low for v in deep), default=low), max((v.high for v in deep), default=high)
+    if below < low or above > high:
+        lines.append(f"values are from {below:g} to {above:g}: those outside of the range become black or white")
+    return lines
+
+
+def suggest(low: float, high: float) -> str:
+    """The option for values from `low` to `high`: whole bits for integers, else two digits."""
+    if float(low).is_integer() and float(high).is_integer() and low >= 0 and low < high / 2:
+        return f"--range 0 {2 ** max(8, math.ceil(math.log2(high + 1))) - 1}"
+    step = 10.0 ** (math.floor(math.log10(max(high - low, 1e-30))) - 1)
+    return f"--range {math.floor(low / step) * step:g} {math.ceil(high / step) * step:g}"

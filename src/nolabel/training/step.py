@@ -9,6 +9,7 @@ from torch import Tensor
 from nolabel import distributed
 from nolabel.config import resolved
 from nolabel.data.loader import Batch
+from nolabel.errors import UsageError
 from nolabel.methods import Method
 from nolabel.networks.precision import autocast
 from nolabel.optim.optimizers import all_finite, clip_grad, set_schedules
@@ -78,8 +79,16 @@ def _forward_backward(job: Job, views: Sequence[Tensor], clock: Clock) -> dict[s
     for i in range(number):
         more = i < number - 1
         with distributed.gradients_stay(job.model) if more else contextlib.nullcontext():
-            with autocast(job.device, precision):
-                metrics = job.model([p[i] for p in pieces], clock)
+            try:
+                with autocast(job.device, precision):
+                    metrics = job.model([p[i] for p in pieces], clock)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise UsageError(
+                    f"BatchNorm needs several values per channel, and {len(pieces[0][i])} image at once leaves one.\n"
+                    "Use a larger --batch-size or --micro-batch, or larger crops."
+                ) from error
             job.scaler.scale(metrics["loss"] / number).backward()
         for name, value in metrics.items():
             total[name] = total.get(name, 0) + value.detach() / number

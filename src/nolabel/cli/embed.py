@@ -13,7 +13,7 @@ from nolabel.cli.arguments import AnyImages
 from nolabel.config import find_device
 from nolabel.errors import UsageError
 from nolabel.evals.embed import check_format, embed_images, is_embedding
-from nolabel.evals.protocol import EvalConfig
+from nolabel.evals.protocol import EvalConfig, check_common
 from nolabel.evals.shared.pieces import Layout
 from nolabel.networks.precision import Precision
 from nolabel.weights.load import load_weights
@@ -75,6 +75,7 @@ def embed(args: list[str]) -> None:
         range=o.range,
         cache=o.cache,
     )
+    check_common(config)
     loaded = load_weights(o.weights, o.backbone, o.allow_pth)
     layout = Layout(o.blocks, o.mean_patches)
     done = embed_images(loaded, o.data, o.out, layout, config, o.before_norm, o.labelled)

@@ -30,6 +30,10 @@ WEIGHTS: a run, a folder in timm's layout, a .safetensors file with --backbone N
 Results go to stdout, progress to stderr. nolabel uses no network and sends nothing anywhere."""
 
 
+NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed", "Unable to allocate")
+"""Words of torch and numpy for what does not fit into memory; their errors have no type of their own."""
+
+
 COMMANDS = ("train", "resume", "eval", "embed", "export", "pack", "show", "check", "report", "list", "demo")
 
 
@@ -61,9 +65,30 @@ def _exit_code(args: list[str]) -> str | int | None:
     except Exception as error:
         if os.environ.get("NOLABEL_DEBUG"):
             raise
+        known = _of_the_machine(error)
+        if known is not None:
+            console.note(f"nolabel: {known}")
+            return known.code
         console.note(f"nolabel: internal error, {type(error).__name__}: {error}")
         console.note("Please report it with what NOLABEL_DEBUG=1 shows before the same command.")
         return 1
+    return None
+
+
+def _of_the_machine(error: Exception) -> NolabelError | None:
+    """The error in words where a disk, a permission or the memory is the reason; None for a bug."""
+    if isinstance(error, OSError):
+        names = [str(name)[:300] for name in (error.filename, error.filename2) if name is not None]
+        return StorageError(
+            f"{' and '.join(names) or 'A file'} cannot be read or written: {error.strerror or error}.\n"
+            "Expected a place that this user may read and write, with room on the disk. Mend it, or name another place."
+        )
+    text = str(error)
+    if isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY):
+        return UsageError(
+            f"There is not enough memory ({text.strip().partition(chr(10))[0][:200] or type(error).__name__}).\n"
+            "Use fewer images at once (--batch-size, --micro-batch), smaller images or a smaller network."
+        )
     return None
 
 

@@ -9,6 +9,7 @@ from nolabel import console
 from nolabel.cli.arguments import AnyImages
 from nolabel.data.names import printable
 from nolabel.data.packing import Packing, pack
+from nolabel.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class PackOptions:
 def run(args: list[str]) -> None:
     """Run the command with the arguments after its name."""
     o = tyro.cli(PackOptions, prog="nolabel pack", args=args)
+    if o.threads is not None and o.threads < 1:
+        raise UsageError(f"--threads {o.threads} is too few: 1 or more.")
     packing = Packing(o.short_side, o.quality, o.shard_mb, o.threads)
     done = pack(o.data, o.out, packing, o.subfolder, _progress if console.live().isatty() else None)
     for bad in done.left_out[:5]:

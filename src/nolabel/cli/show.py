@@ -21,7 +21,7 @@ from nolabel.errors import DataError, UsageError
 from nolabel.files import replacing
 from nolabel.marks import made_by_nolabel, make_picture_folder
 from nolabel.plots import attention_clip, attention_sheet, clip_frames, pca_sheet, prepare, show_matches
-from nolabel.weights.load import load_weights
+from nolabel.weights.load import MAX_SIDE, load_weights
 
 USAGE = (
     "nolabel show attention|pca|matches WEIGHTS IMAGE... --out DIR [options]\n\n"
@@ -63,6 +63,10 @@ def show(args: list[str]) -> None:
         console.result(USAGE)
         return
     options = tyro.cli(ShowOptions, prog=f"nolabel show {kind}", args=args[1:])
+    if options.size is not None and not 1 <= options.size <= MAX_SIDE:
+        raise UsageError(f"--size {options.size} is no side of a picture: use 1 to {MAX_SIDE} pixels.")
+    if not 0 < options.keep <= 1:
+        raise UsageError(f"--keep {options.keep:g} is no share of the attention: above 0 and at most 1.")
     loaded = load_weights(options.weights, options.backbone, options.allow_pth)
     net = loaded.backbone.to(find_device(options.device))
     size = options.size or round(loaded.image_size * 480 / 224)

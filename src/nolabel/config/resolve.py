@@ -1,8 +1,9 @@
 """Resolve `auto`, and refuse settings that cannot work, before the first step."""
 
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,9 @@ LOWEST = {
     **dict.fromkeys(("log_every", "eval_every", "checkpoint_every"), 1),
     **dict.fromkeys(("workers", "seed"), 0),
 }
+
+LARGEST, LARGEST_SIDE, LARGEST_SIGMA = 2**62, 16_384, 1_000
+"""Largest whole number of a setting, side of a crop in pixels, and standard deviation of a blur in pixels."""
 
 BETWEEN_LOOKS = 12_800
 """Least number of images between two evaluations: one of 256 images with its pictures costs about 1 % of that."""
@@ -105,8 +109,7 @@ def resolved(value: int | Literal["auto"]) -> int:
 def check(config: TrainConfig[Any], views: Sequence[View], patch_size: int | None, couples_batch: bool) -> list[str]:
     """Refuse contradictions and crops that don't fit the patches; return warnings for settings that surprise people."""
     for view in views:
-        if view.size < 1:
-            raise UsageError(f"A crop of {view.size} px is no image: use 1 px or more.")
+        _check_view(view)
         if patch_size is not None and view.size % patch_size:
             low, high = view.size // patch_size * patch_size, -(-view.size // patch_size) * patch_size
             near = f"{low} or {high}" if low else str(high)
@@ -147,7 +150,38 @@ def check_pass(config: TrainConfig[Any], least: int, normalises: bool) -> list[s
     return []
 
 
+def _check_numbers(config: Any, prefix: str = "") -> None:
+    """UsageError for a number that is not finite, or that no machine can hold as a size."""
+    for field in fields(config):
+        value, name = getattr(config, field.name), f"--{prefix}{field.name.replace('_', '-')}"
+        if is_dataclass(value):
+            _check_numbers(value, f"{field.name}.")
+        for x in value if isinstance(value, tuple) else (value,):
+            if isinstance(x, float) and not math.isfinite(x):
+                raise UsageError(f"{name} is {x}: expected a finite number.")
+            if isinstance(x, int) and abs(x) > LARGEST:
+                raise UsageError(f"{name} is {x}: expected a number up to {LARGEST:,}.")
+
+
+def _check_view(view: View) -> None:
+    """UsageError for a view that cannot be drawn."""
+    if not 1 <= view.size <= LARGEST_SIDE:
+        raise UsageError(f"A crop of {view.size} px is no image: use 1 to {LARGEST_SIDE} px.")
+    if not 0 < view.scale[0] <= view.scale[1] <= 1:
+        raise UsageError(
+            f"A crop takes {view.scale} of an image's area: expected two shares, above 0 to 1, smaller first."
+        )
+    chances = (view.flip, view.jitter_p, view.grayscale, view.blur, view.solarize)
+    if not all(0 <= p <= 1 for p in chances):
+        raise UsageError(f"A view has the probabilities {chances}: expected numbers from 0 to 1.")
+    if not (all(0 <= x <= 1 for x in view.jitter[:3]) and 0 <= view.jitter[3] <= 0.5):
+        raise UsageError(f"The jitter {view.jitter} is too strong or negative: 0 to 1 each, and 0 to 0.5 for hue.")
+    if not 0 < view.blur_sigma[0] <= view.blur_sigma[1] <= LARGEST_SIGMA:
+        raise UsageError(f"The blur {view.blur_sigma} is no range of pixels: expected above 0, smaller first.")
+
+
 def _check_batch(config: TrainConfig[Any], num_images: int, world_size: int) -> None:
+    _check_numbers(config)
     for name, low in LOWEST.items():
         value = getattr(config, name)
         if isinstance(value, int) and value < low:

@@ -16,7 +16,7 @@ from nolabel.evals.shared.results import data_fingerprint, data_name, write_resu
 from nolabel.files import check_no_links
 from nolabel.networks.backbones import backbone
 from nolabel.networks.precision import DTYPES, Precision
-from nolabel.weights.load import Loaded
+from nolabel.weights.load import MAX_SIDE, Loaded
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,10 @@ def check_common(config: EvalConfig) -> None:
     """UsageError for common settings that cannot work."""
     check_at_least(config, 1, "image_size", "batch_size")
     check_at_least(config, 0, "workers")
+    if not 0 <= config.seed < 2**62:
+        raise UsageError(f"seed must be from 0 to 2**62, not {config.seed}.")
+    if (config.image_size or 1) > MAX_SIDE:
+        raise UsageError(f"image_size must be at most {MAX_SIDE}, not {config.image_size}.")
     if config.precision not in DTYPES:
         raise UsageError(f"There is no precision {config.precision!r}: use one of {', '.join(DTYPES)}.")
     check_range(config.range)

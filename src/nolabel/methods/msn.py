@@ -149,6 +149,8 @@ class MSN(Method):
                 f"{net.name} has no patches that could be dropped: masking needs a ViT.\n"
                 "Use --backbone vit_small_patch16_224, or --method.mask-ratio 0 for focal crops alone."
             )
+        if not 0 <= c.label_smoothing < 1:
+            raise UsageError(f"--method.label-smoothing {c.label_smoothing:g} is no share: 0 to below 1.")
         num_kept(self._num_patches(), c.mask_ratio)
         warnings = []
         if net.num_features >= 1024 and net.patch_size == 16 and c.num_random and c.mask_ratio < 0.5:

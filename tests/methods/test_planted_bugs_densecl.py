@@ -247,6 +247,6 @@ def test_wrong_correspondences_are_caught(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_timms_start_of_a_resnet_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(densecl, "initialize_resnet", lambda net: None)
+    monkeypatch.setattr(densecl, "initialize_resnet", lambda name, model: None)
     with pytest.raises(AssertionError):
         own.test_the_resnet_starts_as_the_papers()

@@ -20,8 +20,9 @@ from nolabel.distributed.shuffle import average_statistics, shuffle, unshuffle
 from nolabel.errors import UsageError
 from nolabel.losses.contrastive import info_nce
 from nolabel.methods.base import MakeBackbone, Method, MethodConfig
-from nolabel.networks.backbones import Backbone, initialize_resnet
+from nolabel.networks.backbones import Backbone
 from nolabel.networks.heads import DenseProjector
+from nolabel.networks.initial import initialize_resnet
 from nolabel.networks.matching import match, place_share, pool, unit
 from nolabel.networks.modes import evaluating
 from nolabel.networks.network import Network
@@ -123,7 +124,7 @@ class DenseCL(Method):
         assert isinstance(config.queue_size, int)
         self.config, self.dense = config, config.dense_weight != 0
         net = make_backbone(0.0)
-        initialize_resnet(net)
+        initialize_resnet(net.name, net.model)
         head = DenseProjector(
             net.num_features, config.projection_dim, config.hidden_dim, self.dense, net.patch_features
         )

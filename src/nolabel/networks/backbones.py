@@ -20,6 +20,7 @@ from nolabel.networks.arguments import check_args, check_size
 from nolabel.networks.features import Features as Features  # a backbone and its Features come together
 from nolabel.networks.features import KeepPatches, find_grid, read_features
 from nolabel.networks.fitting import Form, first_words, fitted, measure, own_size, stochastic_depth, wrong_size
+from nolabel.networks.initial import initialize_vit, is_plain_vit, is_resnet
 from nolabel.networks.positions import Resampling, use_resampling
 
 
@@ -242,9 +243,9 @@ def backbone(
             "`nolabel list backbones` shows a selection."
         )
     check_args(name, args or {})
-    known = _is_plain_vit(name) or _is_resnet(name)
+    known = is_plain_vit(name) or is_resnet(name)
     options: dict[str, Any] = dict(args or {})
-    if _is_plain_vit(name):
+    if is_plain_vit(name):
         options = {"dynamic_img_size": True, **options}
         if image_size is not None:
             options = {"img_size": image_size, **options}
@@ -254,7 +255,7 @@ def backbone(
     try:
         if not known:
             options, form = fitted(name, options, image_size)
-        if known and drop_path and not _is_resnet(name):
+        if known and drop_path and not is_resnet(name):
             options["drop_path_rate"] = drop_path
         elif not known:
             options |= stochastic_depth(name, options, drop_path)
@@ -270,37 +271,7 @@ def backbone(
     if form is not None:
         net.take_form(form, image_size or own_size(model, options))
     if isinstance(model, VisionTransformer):
-        _initialize_vit(model)
+        initialize_vit(model)
     if grad_checkpointing:
         net.model.set_grad_checkpointing()
     return net
-
-
-def _is_plain_vit(name: str) -> bool:
-    return timm.model_entrypoint(name).__module__ == VisionTransformer.__module__
-
-
-def _is_resnet(name: str) -> bool:
-    """ResNets of the papers have no stochastic depth."""
-    return timm.model_entrypoint(name).__module__ == "timm.models.resnet"
-
-
-def _initialize_vit(model: VisionTransformer) -> None:
-    """timm's initialisation is DINO's (A1.1) but for the class token (std 1e-6 against 0.02)."""
-    if model.cls_token is not None:
-        nn.init.trunc_normal_(model.cls_token, std=0.02)
-
-
-def initialize_resnet(net: Backbone) -> None:
-    """DenseCL's start of a ResNet (Wang et al. 2021): convolutions Kaiming-normal by fan-in, every BatchNorm 1 and 0.
-
-    timm's own is by fan-out, and zero for the last gain of each block. Other networks stay as they are.
-    """
-    if not _is_resnet(net.name):
-        return
-    for module in net.model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)

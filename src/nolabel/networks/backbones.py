@@ -243,7 +243,6 @@ def backbone(
             "`nolabel list backbones` shows a selection."
         )
     check_args(name, args or {})
-    known = is_plain_vit(name) or is_resnet(name)
     options: dict[str, Any] = dict(args or {})
     if is_plain_vit(name):
         options = {"dynamic_img_size": True, **options}
@@ -251,16 +250,8 @@ def backbone(
             options = {"img_size": image_size, **options}
     if args or most_bytes is not None:
         check_size(name, partial(timm.create_model, name, pretrained=False, num_classes=0, **options), most_bytes)
-    form = None
     try:
-        if not known:
-            options, form = fitted(name, options, image_size)
-        if known and drop_path and not is_resnet(name):
-            options["drop_path_rate"] = drop_path
-        elif not known:
-            options |= stochastic_depth(name, options, drop_path)
-        model = timm.create_model(name, pretrained=False, num_classes=0, **options)
-        net = Backbone(model, name, {k: v for k, v in options.items() if k != "drop_path_rate"}, positions)
+        net = _build(name, options, image_size, drop_path, positions)
     except UsageError:
         raise
     except Exception as error:  # timm raises nearly anything for values that make no network
@@ -268,10 +259,25 @@ def backbone(
             f"timm could not build {name} with {str(options)[:300]}: {first_words(error)}.\n"
             "Some recipes bring arguments for their own backbone: --backbone-args replaces them (alone: none)."
         ) from error
-    if form is not None:
-        net.take_form(form, image_size or own_size(model, options))
-    if isinstance(model, VisionTransformer):
-        initialize_vit(model)
+    if isinstance(net.model, VisionTransformer):
+        initialize_vit(net.model)
     if grad_checkpointing:
         net.model.set_grad_checkpointing()
+    return net
+
+
+def _build(
+    name: str, options: dict[str, Any], image_size: int | None, drop_path: float, positions: Resampling
+) -> Backbone:
+    """The network with its drop path; one that is neither a plain ViT nor a ResNet is fitted to the image size."""
+    form = None
+    if is_plain_vit(name):
+        options = options | ({"drop_path_rate": drop_path} if drop_path else {})
+    elif not is_resnet(name):
+        options, form = fitted(name, options, image_size)
+        options = options | stochastic_depth(name, options, drop_path)
+    model = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    net = Backbone(model, name, {k: v for k, v in options.items() if k != "drop_path_rate"}, positions)
+    if form is not None:
+        net.take_form(form, image_size or own_size(model, options))
     return net

@@ -55,7 +55,7 @@ def loop(job: Job, first_step: int, records: list[Record], signal_number: Callab
     """
     config, steps = job.config, range(first_step, job.total_steps)
     with (
-        watch_processes(job.out, first_step) as pulse,  # tells the other processes that this one lives
+        watch_processes(job.out, first_step) as pulse,  # the other processes see that this one lives
         progress(first_step, job.total_steps, distributed.is_main()) as show,  # the live line
     ):
         pulse.beat(first_step, "evaluating")
@@ -74,14 +74,11 @@ def loop(job: Job, first_step: int, records: list[Record], signal_number: Callab
                 recovery.judge_steps(job, window.take_unread())
                 window.end_step()
             if due.log:
-                show(done, metrics_log.log(job, watch, window.records, done))
-                window.records.clear()
+                show(done, metrics_log.log(job, watch, window.take_records(), done))
             if due.evaluate:
                 pulse.beat(done, "evaluating")
                 if watch and (measured := monitor.evaluate_now(job, watch, done)):
                     show(done, measured)
-                if watch and due.last:  # no log line comes that would judge the last evaluation
-                    monitor.judge_health(job, watch)
             number = asked_to_stop(job, signal_number, due)
             if due.save or number or is_late(saved):
                 pulse.beat(done, "saving")
@@ -122,6 +119,11 @@ class Window:
     def end_step(self) -> None:
         """Measure the last step again, now with the time of the device: the host has waited for it."""
         self.records[-1]["seconds"] = time.monotonic() - self.started
+
+    def take_records(self) -> list[Record]:
+        """Give the records and begin a new window."""
+        taken, self.records = self.records, []
+        return taken
 
     def take_unread(self) -> list[tuple[int, Record]]:
         """Give the unread steps, which count as read from here on."""

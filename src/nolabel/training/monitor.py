@@ -113,6 +113,8 @@ def evaluate_now(job: Job, images: Monitor, done: int) -> dict[str, Any]:
     with optional_write("metrics.jsonl"):
         files.append_jsonl(job.out / "metrics.jsonl", written)
     record_event(job, "eval", step=done, **record)
+    if done == job.total_steps:  # no log line comes that would judge the last evaluation
+        judge_health(job, images)
     with optional_write("report.html"):
         report(folder.Run(job.out))
     return record

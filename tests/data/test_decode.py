@@ -513,7 +513,7 @@ def test_jpegs_of_many_scans_are_refused() -> None:
 def test_what_follows_a_jpeg_counts_for_no_scan() -> None:
     """Cameras append a video, in which any bytes occur."""
     data = repeat_scan(0)
-    assert torch.equal(decode(data + b"\xff\xda\x00\x02" * 500 + b"\xff\xd9"), decode(data))
+    assert torch.equal(decode(data + b"\x00\x02" + b"\xff\xda\x00\x02" * 500 + b"\xff\xd9"), decode(data))
 
 
 def test_large_pnms_of_text_are_refused() -> None:

@@ -25,6 +25,7 @@ from nolabel.data.loader import cut
 from nolabel.data.packing import resized
 from nolabel.errors import DataError, UsageError
 from nolabel.evals.protocol import EvalConfig, check_common
+from nolabel.evals.shared.cache import _key
 from nolabel.evals.shared.reading import report_values
 from nolabel.views import View
 from nolabel.weights.load import load_weights
@@ -268,3 +269,9 @@ def planes(pixels: np.ndarray) -> bytes:
 def test_planes_of_sixteen_bits_are_never_taken_for_bytes() -> None:
     with pytest.raises(BadImage, match="16-bit channels in planes"):
         decode(planes(np.stack([TWELVE] * 3, -1)))
+
+
+def test_kept_features_are_those_of_one_range(folder: Path) -> None:
+    images = scan(folder)
+    keys = {_key(images._replace(limits=limits), {}) for limits in (None, (0.0, 4095.0), (0.0, 1000.0))}
+    assert len(keys) == 3

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nolabel.errors import DataError, UsageError
+from nolabel.errors import DataError, ResultNotWritten, StorageError, UsageError
 from nolabel.evals.shared.results import data_name, write_result
 from nolabel.files import check_no_links
 from nolabel.networks.backbones import backbone
@@ -137,8 +137,11 @@ def run(
     }
     if out is not None:
         seconds = {"weights": learned - start, "floor": time.perf_counter() - learned}
-        write_result(out, result, measured.times or time_record(seconds, config))
-        measured.write_files(out.with_suffix(""))
+        try:
+            write_result(out, result, measured.times or time_record(seconds, config))
+            measured.write_files(out.with_suffix(""))
+        except (OSError, StorageError) as error:
+            raise ResultNotWritten(f"The result cannot be written to {out}: {error}", result) from error
     return result
 
 

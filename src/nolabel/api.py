@@ -1,5 +1,6 @@
 """The commands as Python functions, with the same words."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from nolabel.evals.protocol import EvalConfig, run
 from nolabel.evals.shared.results import check_place, result_path
 from nolabel.files import check_no_links
 from nolabel.runs.folder import Run
+from nolabel.training.alone import own_state
+from nolabel.training.interrupts import Stopped
 from nolabel.training.start import train as run_training
 from nolabel.weights.load import Loaded, load_weights
 
@@ -18,11 +21,19 @@ from nolabel.weights.load import Loaded, load_weights
 def train(recipe: str, data: str | Path, out: str | Path, overwrite: bool = False, **settings: Any) -> Run:
     """Pre-train with a recipe on the images of `data` into the new run folder `out`; blocks.
 
-    `settings` are fields of TrainConfig, groups as mappings: `epochs=10, method={"num_local": 4}`.
+    `settings` are fields of TrainConfig, groups as mappings: `epochs=10, method={"num_local": 4}`. Threads and random
+    state of torch are as before afterwards. SIGINT ends it with a KeyboardInterrupt, after a checkpoint. UsageError
+    where another thread of the process trains or evaluates.
     """
     check_length(settings)
     config = update(load_recipe(recipe), {**settings, "data": str(data), "out": str(out)})
-    return run_training(config, overwrite)
+    with own_state():
+        try:
+            return run_training(config, overwrite)
+        except Stopped as error:
+            if error.code != 128 + signal.SIGINT:
+                raise
+            raise KeyboardInterrupt(str(error)) from error  # `except Exception` of a sweep must not swallow it
 
 
 def evaluate(
@@ -36,7 +47,8 @@ def evaluate(
         raise UsageError(f"There is no protocol {protocol!r}.{nearest(protocol, EVERY)}")
     path = weights.path if isinstance(weights, Run) else Path(weights)
     config = update(EVERY[protocol].Config(), settings)
-    return evaluate_loaded(protocol, load_weights(path), path, data, out, config)
+    with own_state():
+        return evaluate_loaded(protocol, load_weights(path), path, data, out, config)
 
 
 def evaluate_loaded(

@@ -5,6 +5,7 @@ The exit codes are those of `docs/reference/exit-codes.md`; a bug (any other exc
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 DEAD_PROCESS = 75
 """Exit code of a job in which one of several processes is dead or hangs."""
@@ -38,6 +39,14 @@ class StorageError(NolabelError):
     """The run folder cannot be written (exit code 74)."""
 
     code = 74
+
+
+class ResultNotWritten(StorageError):
+    """The file of a result cannot be written; `result` holds what was computed (exit code 74)."""
+
+    def __init__(self, message: str, result: Any) -> None:
+        self.result = result
+        super().__init__(message)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from nolabel.cli.show import _distinct
+from nolabel.evals import protocol
+
 sys.path.insert(0, str(Path(__file__).parent))
 import fuzz
 
@@ -52,3 +55,21 @@ def test_what_it_has_found(line: str, code: int, words: str, tmp_path: Path, mon
     image, out = f"{inputs['labelled']}/val/a/0.png", str(tmp_path / "out")
     case = fuzz.run(line.format(image=image, out=out, data=inputs["labelled"]).split())
     assert case.code == code and words in case.words and "internal error" not in case.words
+
+
+def test_a_result_that_cannot_be_written_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(protocol, "write_result", full)
+    more = f"--out {tmp_path}/r.json --json --image-size 32 --no-floor --no-cache --device cpu".split()
+    with pytest.raises(SystemExit) as caught:
+        fuzz.main(["eval", "knn", "random:test_resnet", fuzz.make_inputs(tmp_path)["labelled"], *more])
+    out, err = capsys.readouterr()
+    assert caught.value.code == 74 and '"metrics"' in out and "No space left" in err
+
+
+def test_pictures_of_two_images_have_two_names() -> None:
+    assert _distinct(["a-b", "a-b", "A-B", "a-b-2", "x"]) == ["a-b", "a-b-2", "A-B-3", "a-b-2-2", "x"]

@@ -138,7 +138,7 @@ def test_tokens_that_form_no_grid_are_refused() -> None:
 TABLE = measured_backbones()
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_byobnet"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv3_small_050", "levit_128s"])
 def test_the_table_of_networks_is_what_is_measured(name: str) -> None:
     assert survey.sizes_of(name) == TABLE[name].sizes
     assert timm.model_entrypoint(name).__module__.endswith(f".{TABLE[name].family}")

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
@@ -13,6 +13,7 @@ from nolabel.api import evaluate_loaded
 from nolabel.catalog import PROTOCOLS
 from nolabel.cli.arguments import Data, Weights, parse
 from nolabel.config import find_device
+from nolabel.errors import ResultNotWritten
 from nolabel.evals.all import EVERY, format_all
 from nolabel.evals.protocol import EvalConfig, format_result
 from nolabel.weights.load import load_weights
@@ -53,8 +54,16 @@ def run_evaluate(args: list[str]) -> None:
     options = parse(EvalOptions[protocol.Config], args[1:], f"nolabel eval {name}", default, about)  # type: ignore[name-defined]
     loaded = load_weights(options.weights, options.backbone, options.allow_pth)
     settings = dataclasses.replace(options.settings, device=str(find_device(options.settings.device)))
-    result = evaluate_loaded(name, loaded, Path(options.weights), options.data, options.out, settings)
-    if options.json:
+    try:
+        result = evaluate_loaded(name, loaded, Path(options.weights), options.data, options.out, settings)
+    except ResultNotWritten as error:  # hours may be in it
+        _print(error.result, name, options.json)
+        raise
+    _print(result, name, options.json)
+
+
+def _print(result: dict[str, Any], name: str, as_json: bool) -> None:
+    if as_json:
         console.result(json.dumps(result, indent=2))
     else:
-        console.result(format_all(result) if name == "all" else format_result(result, protocol))
+        console.result(format_all(result) if name == "all" else format_result(result, EVERY[name]))

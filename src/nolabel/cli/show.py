@@ -97,7 +97,7 @@ def _keep(picture: Image.Image, path: Path) -> None:
 
 def _targets(kind: str, options: ShowOptions, names: Sequence[str]) -> list[Path]:
     """The files to draw: one for each image, or one for all."""
-    files = [f"attention-{name}.png" for name in names]
+    files = [f"attention-{name}.png" for name in _distinct(names)]
     if kind == "matches":
         files = [f"matches-{'-'.join(names[:2])}.png"]
     elif kind == "pca":
@@ -105,6 +105,17 @@ def _targets(kind: str, options: ShowOptions, names: Sequence[str]) -> list[Path
     elif options.clip:
         files = ["attention.webp"]
     return [options.out / file for file in files]
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind one that is taken: `a/b.jpg` and `a-b.jpg` are both `a-b`."""
+    distinct: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        new = next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(names) + 2))) if n.casefold() not in taken)
+        taken.add(new.casefold())  # some file systems ignore case
+        distinct.append(new)
+    return distinct
 
 
 def _make_folder(options: ShowOptions, targets: Sequence[Path]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from nolabel.data.images import scanned_in
 from nolabel.data.levels import check_range
-from nolabel.errors import DataError, UsageError
+from nolabel.errors import DataError, ResultNotWritten, StorageError, UsageError
 from nolabel.evals.shared.results import data_fingerprint, data_name, write_result
 from nolabel.files import check_no_links
 from nolabel.networks.backbones import backbone
@@ -151,8 +151,11 @@ def _run(protocol: Protocol, loaded: Loaded, data: str | Path, config: EvalConfi
         times = dict(measured.times or time_record(seconds, config))
         if known := data_fingerprint(data):
             times["data"] = known
-        write_result(out, result, times)
-        measured.write_files(out.with_suffix(""))
+        try:
+            write_result(out, result, times)
+            measured.write_files(out.with_suffix(""))
+        except (OSError, StorageError) as error:
+            raise ResultNotWritten(f"The result cannot be written to {out}: {error}", result) from error
     return result
 
 

@@ -19,6 +19,7 @@ from nolabel.config import (
 )
 from nolabel.config.load import config_yaml, load_run
 from nolabel.data.images import scan
+from nolabel.errors import DataError
 from nolabel.files import check_no_links
 from nolabel.progress import report_line
 from nolabel.runs import folder
@@ -84,6 +85,11 @@ def resume(path: str | Path, changed: Mapping[str, Any] | None = None, allow_cha
         _warn_of_launcher()
         # A micro-batch that is given now is kept, even if it equals the one before.
         processes = None if "micro_batch" in (changed or {}) else resuming.processes_before(state)
+        if not Path(config.data).exists():
+            raise DataError(
+                f"The images of this run are not at {config.data} any more.\n"
+                f"If they have moved: nolabel resume {run.path} NEWPLACE"
+            )
         job = build(split_over_processes(config, processes), scan(config.data, config.subfolder), device)
         job = replace(job, written=config)
         with folder.locked(run.path) if distributed.is_main() else contextlib.nullcontext():

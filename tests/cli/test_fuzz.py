@@ -21,7 +21,7 @@ def bugs(seed: int, number: int, folder: Path) -> list[str]:
 @pytest.mark.filterwarnings("ignore")
 def test_hostile_options_end_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert bugs(7, 20, tmp_path) == []
+    assert bugs(7, 8, tmp_path) == []
 
 
 @pytest.mark.slow

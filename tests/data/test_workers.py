@@ -133,10 +133,10 @@ def killer(monkeypatch: pytest.MonkeyPatch, stream: Stream) -> Iterator[Callable
     cut = loader.cut
 
     def arrange(do: Callable[[], None]) -> str:
-        def deadly(given: bytes, *rest: Any) -> Any:
+        def deadly(given: bytes, *rest: Any, **named: Any) -> Any:
             if given == data:
                 do()
-            return cut(given, *rest)
+            return cut(given, *rest, **named)
 
         monkeypatch.setattr(loader, "cut", deadly)
         return name

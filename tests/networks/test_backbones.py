@@ -267,3 +267,10 @@ def test_plain_attention_is_equal_and_for_few_patches() -> None:
     net.plain_attention(512)
     assert not any(block.attn.fused_attn for block in net.model.blocks)
     torch.testing.assert_close(net(x).patches, fused.patches)
+
+
+def test_networks_that_channels_last_would_crash_are_trained_in_the_plain_layout() -> None:
+    """The backward pass of MobileOne and FastViT in that layout ends the process in torch 2.15."""
+    net = backbone("mobileone_s0")
+    assert not net._channels_last and backbone("resnet18")._channels_last
+    net.train()(torch.randn(2, 3, 32, 32)).pooled.mean().backward()

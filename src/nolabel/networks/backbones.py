@@ -37,7 +37,8 @@ class Backbone(nn.Module):
         embed = getattr(model, "patch_embed", None)
         size = getattr(embed, "patch_size", None)
         self.patch_size: int | None = size[0] if isinstance(size, tuple) else size
-        self._channels_last = self.patch_size is None  # a CNN: convolutions are mostly faster in this layout
+        # A CNN: convolutions are mostly faster in this layout.
+        self._channels_last = self.patch_size is None and not _breaks_channels_last(model)
         self._stride: int | None = None
         self._proven: set[tuple[int, int]] | None = None
         """Sizes of images that the network took; None for networks that take every size."""
@@ -281,3 +282,12 @@ def _build(
     if form is not None:
         net.take_form(form, image_size or own_size(model, options))
     return net
+
+
+def _breaks_channels_last(model: nn.Module) -> bool:
+    """Whether it has depthwise convolutions of 1 x 1 (MobileOne, FastViT).
+
+    torch 2.15 corrupts memory in the backward pass of such networks on the CPU in the layout channels last.
+    """
+    convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
+    return any(conv.groups > 1 and conv.kernel_size == (1, 1) for conv in convolutions)

@@ -172,7 +172,7 @@ def test_what_cannot_be_measured(loaded: Loaded, splits_folder: Path) -> None:
         run(PROTOCOL, loaded, splits_folder / "train", ONE)
     for settings, message in (
         ({"shots": (0,)}, "from 1 up"),
-        ({"fractions": (1.5,)}, "up to 1"),
+        ({"fractions": (1.5,)}, "at most 1"),
         ({"splits": 0}, "from 1 up"),
         ({"strengths": (-1.0,)}, "above 0"),
         ({"strengths": ()}, "above 0"),

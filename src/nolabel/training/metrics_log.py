@@ -41,7 +41,7 @@ def log(job: Job, images: Monitor | None, window: Sequence[Record], done: int) -
     if images is not None:
         line = {"step": done, "epoch": done / job.steps_per_epoch, **record}
         images.history.append(line)
-        with optional_write("metrics.jsonl"):
+        with optional_write("metrics.jsonl or status.json"):
             files.append_jsonl(job.out / "metrics.jsonl", line)
         health = judge_health(job, images)
         words = health.words if health.alarm else ""

@@ -255,9 +255,8 @@ def _with_word(names: Names) -> NDArray[np.int64]:
     order = np.argsort(names.files.starts, kind="stable")
     starts = names.files.starts[order]
     rows = order[np.maximum(np.searchsorted(starts, at, "right") - 1, 0)] if len(at) else at
-    return np.unique(
-        rows[at < names.files.starts[rows] + names.files.lengths[rows]]
-    )  # else it is in a name that was taken out
+    within = at < names.files.starts[rows] + names.files.lengths[rows]  # else the word is in a name that was taken out
+    return np.unique(rows[within])
 
 
 def _last_bytes(names: Names) -> NDArray[np.uint32]:

@@ -86,7 +86,7 @@ TREES: dict[str, tuple[list[str], dict[str, int], tuple[str, ...]]] = {
         [*classes("train", "val"), "more/x/0.jpg", "0.jpg", "train/0.jpg", "val/void/0.jpg"],
         {"train": 4, "val": 4},
         (
-            "1 image right in the root",
+            "1 image directly in the root",
             "more/ (1 image)",
             "1 image beside the class folders in train/",
             "val/void/ (1 image)",
@@ -146,7 +146,7 @@ REFUSED = {
         classes("train", names=("train", "val")) + classes("val"),
         r"\(1\) train, val as classes of train",
     ),
-    "images as a class": (["images/0.jpg", "other/0.jpg"], "images/ holds pictures of all kinds\nIt lies beside other"),
+    "images as a class": (["images/0.jpg", "other/0.jpg"], "images/ holds pictures of all kinds\nIt is beside other"),
     "clips": (classes("frames", "masks"), "frames/ holds pictures of all kinds"),
     "masks only": (["images/0.jpg", "masks/0.png"], r"two class folders with images but 1[^0]"),
 }

@@ -36,7 +36,7 @@ class TrainConfig(Generic[M]):
     subfolder: Annotated[str | None, Mark("data", "safe")] = None
     """Train only on the images below this folder of DATA, such as train."""
     keep_masks: Annotated[bool, Mark("data", "safe")] = False
-    """Train on masks, too: by default files that are named as masks of photos are left out."""
+    """Train on masks, too; by default files with the names of masks are left out."""
     mean: Annotated[tuple[float, float, float], Mark("data", "refused")] = IMAGENET_MEAN
     """Mean per channel, subtracted from images in 0..1."""
     std: Annotated[tuple[float, float, float], Mark("data", "refused")] = IMAGENET_STD
@@ -49,7 +49,7 @@ class TrainConfig(Generic[M]):
     backbone_args: Annotated[tuple[str, ...], Mark("training", "refused", everyday=True)] = ()
     """Arguments of the network as key=value, such as patch_size=4."""
     positions: Annotated[Literal["auto", "timm", "dino", "msn"], CHANGEABLE] = "auto"
-    """Resampling of a ViT's position embeddings for other sizes than the largest view. auto: that of the method."""
+    """Way to resample a ViT's position embeddings for sizes other than the largest view's. auto: the method's own."""
     epochs: Annotated[int, Mark("training", "safe", everyday=True)] = 100
     """Passes over the images."""
     steps: Annotated[int | None, Mark("training", "safe", everyday=True)] = None

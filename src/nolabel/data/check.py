@@ -59,7 +59,7 @@ class CheckReport(NamedTuple):
     incomplete: bool = False
     """Whether training would not start because more than 5 % of the files are missing."""
     unused: str = ""
-    """Words on files of other suffixes that are pictures, and what can be done."""
+    """Report on files of other suffixes that are pictures, with what can be done."""
 
 
 def check(
@@ -116,8 +116,8 @@ def format_check(report: CheckReport) -> str:
     lines.append(f"  skipped   {num_bad:,} of {num_images:,} images ({num_bad / num_images:.1%})")
     lines += _by_reason(report.bad, limit=4)
     for reason, head in ((MASK, "masks"), (BESIDE, "beside")):
-        found = [f"{bad.name} ({bad.detail})" for bad in report.skipped if bad.reason == reason]
-        lines += [f"  {head:8}  left out: {_short(printable(', '.join(found)), 200)}"] * bool(found)
+        entries = [f"{bad.name} ({bad.detail})" for bad in report.skipped if bad.reason == reason]
+        lines += [f"  {head:8}  left out: {_short(printable(', '.join(entries)), 200)}"] * bool(entries)
     others = [bad for bad in report.skipped if bad.reason not in (MASK, BESIDE)]
     lines.append(f"  ignored   {len(others):,} other entries" if others else "  ignored   nothing")
     lines += _by_reason(others, limit=3)
@@ -187,7 +187,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _by_reason(files: Iterable[BadFile], limit: int) -> list[str]:
-    """A line a reason with its count and an example, most frequent first."""
+    """A line per reason with its count and an example, most frequent first."""
     groups: dict[str, list[BadFile]] = {}
     for file in files:
         groups.setdefault(file.reason if file.reason != "other suffix" else file.name, []).append(file)

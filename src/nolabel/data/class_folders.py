@@ -1,6 +1,6 @@
 """Class folders: which folders of a tree are splits, which are classes, and which are neither.
 
-Only folders with images count. Where a tree can be read in two ways it is refused, and both are shown.
+Only folders with images count. A tree that can be read in two ways is refused, and the error shows both ways.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,26 +17,27 @@ from nolabel.errors import DataError
 VOID = "void"
 """A class folder that is ignored."""
 _OF_ALL_KINDS = PICTURE_WORDS & {"images", "imgs", "img", "frames", "jpg", "jpeg"} | PLAIN_WORDS | {"left", "bit"}
+"""Words that name no class: a folder of such words alone (`images`, `img_dir`, `leftImg8bit`) holds all classes."""
 
 
 class Tree(NamedTuple):
     """Folders with images, by path with a `/` at the end; the root is "". Folders without images are not in it."""
 
     own: dict[str, int]
-    """Images right in a folder, where there are any."""
+    """Number of images directly in a folder, where there are any."""
     every: dict[str, int]
-    """Images below a folder at any depth."""
+    """Number of images below a folder at any depth."""
     inside: dict[str, list[str]]
-    """Names of the folders right in a folder."""
+    """Names of the folders directly in a folder."""
 
 
 class Part(NamedTuple):
-    """A folder of class folders; or one class of a split."""
+    """Meaning of a folder: it holds class folders (`train/`), or one class of a split (`cat/train/`)."""
 
     split: str
     """train, val or test; `all` without splits."""
     label: str | None = None
-    """The class of all images below; None: the class is the next folder."""
+    """The class of all images below; None: the folders in it are the classes."""
 
 
 class Reading(NamedTuple):
@@ -45,30 +46,31 @@ class Reading(NamedTuple):
     parts: dict[str, Part]
     """By path of the folder, with a `/` at the end."""
     unused: list[str]
-    """Folders that hold images and are not used, in words."""
+    """Descriptions of folders that hold images and are not used."""
 
 
 class Labels(NamedTuple):
     """The split and class of images."""
 
     labels: list[tuple[str, ...]]
-    """(split, class) of each group of images; () where it is not used. Without splits the split is `all`."""
+    """(split, class) of each group of images, such as those of one folder; () where the group is not used. Without
+    splits the split is `all`."""
     group: NDArray[np.int32]
-    """For each image the place of its group."""
+    """For each image the position of its group in `labels`."""
     places: Mapping[str, str]
-    """The folder of a split, with a `/` at the end."""
+    """The folder of each split, with a `/` at the end."""
     unused: Sequence[str]
-    """Images that are in no class, in words."""
+    """Descriptions of images that are in no class."""
 
 
 def read_folders(names: Names, data: str, masks: Sequence[str] = ()) -> Labels:
     """The labels of images in class folders. DataError where there are two ways to read them; `data` is for errors.
 
-    `masks` are folders of masks that were left out: what lies beside them may be clips as well as classes.
+    `masks` are folders of masks that were left out. Folders in `images/` beside them may be clips as well as classes.
     """
     tree = folder_tree(names)
     reading = read_tree(tree, data)
-    (top, first), *_ = reading.parts.items()
+    (top, first), *_ = reading.parts.items()  # the only one where there are no splits
     pictures = next((f"{above}{name}/" for above, name in ancestors(top) if is_pictures(name)), "")
     if masks and pictures and first == Part("all"):
         raise _of_all_kinds(pictures, masks, data)
@@ -123,11 +125,11 @@ def read_tree(tree: Tree, data: str) -> Reading:
     with_classes = [kid for kid in splits if tree.inside.get(f"{top}{kid}/")]
     different = {splits[kid] for kid in with_classes}
     others = [kid for kid in kids if kid not in splits]
-    if not with_classes:
+    if not with_classes:  # class folders without splits, or splits of images without classes
         if len(set(splits.values())) > 1 or (splits and not others):
             raise _no_class_folders(splits, top, data)
         return _without_splits(tree, top, kids, data)
-    if others and not ("train" in different and len(different) > 1):
+    if others and not ("train" in different and len(different) > 1):  # `train` may be a class, too
         as_splits = f"{_list(splits)} as splits; {_list(others)} not used"
         raise _two_readings(data, f"classes {_list(kids)}, without splits", as_splits, f"{top}{with_classes[0]}/")
     parts = {_classes_of(tree, f"{top}{kid}/"): Part(splits[kid]) for kid in with_classes}
@@ -151,7 +153,7 @@ def check_spelling(classes: Sequence[str]) -> None:
 def _without_splits(tree: Tree, top: str, kids: list[str], data: str) -> Reading:
     """Class folders alone, or each with splits in it (`cat/train/1.jpg`)."""
     inner = {kid: splits_of(tree.inside.get(f"{top}{kid}/", [])) for kid in kids}
-    whole = [kid for kid, found in inner.items() if "train" in found.values() and len(set(found.values())) > 1]
+    whole = [kid for kid, splits in inner.items() if "train" in splits.values() and len(set(splits.values())) > 1]
     if whole and len(kids) > 1:
         below = [f"{top}{kid}/{name}/" for kid in kids for name in tree.inside.get(f"{top}{kid}/", [])]
         plain = all(not tree.inside.get(path) for path in below) and not any(f"{top}{kid}/" in tree.own for kid in kids)
@@ -160,8 +162,8 @@ def _without_splits(tree: Tree, top: str, kids: list[str], data: str) -> Reading
             raise _two_readings(data, f"classes {_list(kids)}, without splits", sets, f"{top}{whole[0]}/")
         for kid in kids:
             _check_two_names(inner[kid], f"{top}{kid}/", data)
-        first = {f"{top}{kid}/{name}/": Part(split, kid) for kid in kids for name, split in inner[kid].items()}
-        return Reading(first, _unused(tree, first))
+        parts = {f"{top}{kid}/{name}/": Part(split, kid) for kid in kids for name, split in inner[kid].items()}
+        return Reading(parts, _unused(tree, parts))
     if len(kids) > 1:
         _check_classes(kids, top, data)
     parts = {top: Part("all")}
@@ -169,38 +171,39 @@ def _without_splits(tree: Tree, top: str, kids: list[str], data: str) -> Reading
 
 
 def _classes_of(tree: Tree, path: str) -> str:
-    """The folder of the classes of a split: deeper where one folder holds all of them (`train/images/cat`)."""
+    """The folder that holds the classes of the split at `path`: `train/images/` for `train/images/cat`."""
     while len(kids := tree.inside[path]) == 1 and len(tree.inside.get(f"{path}{kids[0]}/", [])) > 1:
         path += f"{kids[0]}/"
     return path
 
 
 def _unused(tree: Tree, parts: dict[str, Part]) -> list[str]:
-    """Images outside of classes, by folder, in words."""
+    """Descriptions of images outside of classes, by folder."""
     above = {path for part in parts for path, _ in ancestors(part)}
-    found = []
+    lines = []
     for path in sorted({"", *tree.every}):
         part = parts.get(path)
         if part is not None and part.label is None:
             if path in tree.own:
-                found.append(f"{_count(tree.own[path])} beside the class folders in {_shown(path)}")
+                lines.append(f"{_count(tree.own[path])} beside the class folders in {_shown(path)}")
             if VOID in tree.inside.get(path, []):
-                found.append(f"{_shown(f'{path}{VOID}/')} ({_count(tree.every[f'{path}{VOID}/'])})")
+                lines.append(f"{_shown(f'{path}{VOID}/')} ({_count(tree.every[f'{path}{VOID}/'])})")
         elif part is None and path in above:
             if path in tree.own:
-                found.append(f"{_count(tree.own[path])} right in {_shown(path)}")
-        elif part is None and path[: path.rstrip("/").rfind("/") + 1] in above:  # not those deeper down again
-            found.append(f"{_shown(path)} ({_count(tree.every[path])})")
-    return found
+                lines.append(f"{_count(tree.own[path])} directly in {_shown(path)}")
+        elif part is None and path[: path.rstrip("/").rfind("/") + 1] in above:  # its subfolders are part of its count
+            lines.append(f"{_shown(path)} ({_count(tree.every[path])})")
+    return lines
 
 
 def _check_two_names(splits: dict[str, str], at: str, data: str) -> None:
+    """DataError where two folders have names of one split, such as val and valid."""
     for split in SPLITS:
         named = [kid for kid, own in splits.items() if own == split]
         if len(named) > 1:
             raise DataError(
                 f"{data} holds {' and '.join(_shown(f'{at}{kid}/') for kid in sorted(named))}: each means {split}.\n"
-                "Expected one folder a split: join them, or take one of them out."
+                "Expected one folder per split: join them, or take one of them out."
             )
 
 
@@ -219,7 +222,7 @@ def _check_classes(kids: Sequence[str], at: str, data: str) -> None:
 def _of_all_kinds(folder: str, beside: Iterable[str], data: str) -> DataError:
     return DataError(
         f"no class folders: {_shown(folder)} holds pictures of all kinds\n"
-        f"It lies beside {_list(beside)} in {data}.\n"
+        f"It is beside {_list(beside)} in {data}.\n"
         f"If the classes are in {_shown(folder)}, give that folder; if it is a class, rename it."
     )
 

@@ -1,4 +1,4 @@
-"""Files that are no images by their names: what they are by their first bytes, and what can be done about it."""
+"""Files without the suffix of an image: their kind by their first bytes, and what can be done to use them."""
 
 import re
 
@@ -34,9 +34,9 @@ _MAGIC = re.compile(b"|".join(b"(%s)" % kind for kind, _ in _KINDS), re.DOTALL)
 
 
 def describe_content(start: bytes) -> str:
-    """`JPEG: name it .jpg` for the first bytes of a file; an empty string for text, and for what is not known."""
-    found = _MAGIC.match(start)
-    return _KINDS[found.lastindex - 1][1] if found and found.lastindex else ""
+    """`JPEG: name it .jpg` for the first bytes of a file; an empty string for text and for unknown kinds."""
+    match = _MAGIC.match(start)
+    return _KINDS[match.lastindex - 1][1] if match and match.lastindex else ""
 
 
 def is_utf16(start: bytes) -> bool:

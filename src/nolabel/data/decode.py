@@ -79,7 +79,7 @@ def decode(
 
     Raises BadImage for what is empty, cut, damaged, no image, above `max_pixels` (judged before decoding),
     below `min_size` on a side, or of a mode without a rule. In memory the result is laid out as (H, W, 3).
-    `limits` are the values that become 0 and 255 in files of more than 8 bits; others are as without.
+    `limits` are the values that become 0 and 255 in files of more than 8 bits; they change no other file.
     """
     return load(open_image(data, max_pixels, min_size, background, limits))
 
@@ -143,12 +143,12 @@ def read_header(data: bytes) -> Header:
     _silence_pillow()
     with _refusing(kind, data):
         file = Image.open(io.BytesIO(data), formats=(kind,))
-        found = _orientation(file)
-        return Header(*file.size, found if found in range(1, 9) else 1)
+        orientation = _orientation(file)
+        return Header(*file.size, orientation if orientation in range(1, 9) else 1)
 
 
 def load(opened: Opened, factor: int = 1) -> Tensor:
-    """The second half of `decode`. At most once a file.
+    """The second half of `decode`. At most once per opened file.
 
     A JPEG may be decoded at 1 / `factor` of its size, with `factor` 2, 4 or 8: sides are rounded up, and much of the
     work is never done. Other formats come in full size.
@@ -162,14 +162,14 @@ def load(opened: Opened, factor: int = 1) -> Tensor:
 
 
 def _jpeg(opened: Opened, factor: int) -> NDArray[np.uint8]:
-    """By simplejpeg, which gives the pixels of Pillow in less time; what it has doubts about is judged by Pillow."""
+    """Pixels (H, W, 3), by simplejpeg: the same as by Pillow, in less time. Pillow decodes files that it refuses."""
     file = opened.file
     width, height = file.size if file else (opened.facts.width, opened.facts.height)
     if opened.facts.mode in ("RGB", "L"):
         with contextlib.suppress(ValueError):
             size = {"min_height": -(-height // factor), "min_width": -(-width // factor), "min_factor": factor}
-            found: NDArray[np.uint8] = simplejpeg.decode_jpeg(opened.data, "RGB", **size)
-            return found
+            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(opened.data, "RGB", **size)
+            return pixels
     if file is None:
         _silence_pillow()
         file = Image.open(io.BytesIO(opened.data), formats=("JPEG",))
@@ -245,10 +245,6 @@ def read_values(data: bytes) -> Values | None:
         if file.mode in ("I", "F") or file.mode.startswith("I;16"):
             return measure_values(np.asarray(file), file)
         return Values("8-bit", 0, 255, 0, unused)
-
-
-def _gray(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(values.astype(np.uint8)).convert("RGB")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,4 +1,4 @@
-"""Report on files of more than 8 bits: what is lost on the way to 0..255, and the range to state against it."""
+"""Report on files of more than 8 bits: what is lost on the way to 0..255, and the option that prevents it."""
 
 import math
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ FULL = 65535
 
 
 class Looked(NamedTuple):
-    """Values of files of more than 8 bits among those that were looked at."""
+    """Values of the files of more than 8 bits in a sample of files."""
 
     found: list[Values]
     number: int
-    """Files that were looked at."""
+    """Files in the sample, of any depth."""
 
 
 def look_at_values(images: Images, number: int = SAMPLE) -> Looked:
-    """The values of some images, evenly over their order; those that cannot be read are left to others."""
+    """The values of some images, evenly over their order. Images that cannot be read are passed over without a word."""
     total = len(images.names)
     found = []
     rows = sorted({i * total // min(number, total) for i in range(min(number, total))})
@@ -40,7 +40,7 @@ def look_at_values(images: Images, number: int = SAMPLE) -> Looked:
 
 
 def describe_values(looked: Looked, limits: Range | None) -> list[str]:
-    """Lines on what is lost, and how to state the range; none where all is as people expect."""
+    """Lines on what is lost, and how to state the range; none where nothing is lost."""
     deep = [values for values in looked.found if values.mode != "8-bit"]
     lines = _describe_stated(deep, looked.number, limits) if limits else _describe_unstated(deep, looked.number)
     holes = [values.nodata for values in deep if values.nodata]

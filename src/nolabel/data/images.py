@@ -1,6 +1,6 @@
-"""The images of DATA: which they are, in which order, and their bytes. Scanning opens no image.
+"""The images of DATA, the argument of most commands: their names, their order, their bytes. Scanning opens no image.
 
-DATA is one of `sources.SOURCES`; `docs/reference/data-formats.md` has the rules.
+DATA is a source of one of the kinds in `sources.SOURCES`; `docs/reference/data-formats.md` has the rules.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from nolabel.data.bad_files import BadFile, BadImage
 from nolabel.data.class_folders import check_spelling, read_column, read_folders
 from nolabel.data.levels import Range
 from nolabel.data.masks import find_masks
-from nolabel.data.missing import check_missing, describe_unused
+from nolabel.data.missing import SYSTEM_FOLDERS, check_missing, describe_unused
 from nolabel.data.names import Names, compact, name_bytes, printable
 from nolabel.data.selection import BESIDE, MASK, SUFFIXES, choose_folders, files_in_words
 from nolabel.data.sources import SOURCES, find_source
@@ -59,14 +59,14 @@ class LabelledImages(NamedTuple):
     place: str = ""
     """Folder of the split in DATA, with a `/` at the end; empty for the root, several folders and a column."""
     unused: tuple[str, ...] = ()
-    """Images of DATA that are in no split, in words: equal for all splits."""
+    """Descriptions of images of DATA that are in no split; the same for all splits."""
 
 
 def scan(data: str | Path, subfolder: str | None = None, keep_masks: bool = False) -> Images:
     """The images of DATA without masks (`masks.py`); only those below `subfolder` where one is given.
 
-    With `keep_masks`, and for an empty `subfolder`, masks are images, too. Raises DataError when DATA is missing, is
-    nothing of these, or holds no image.
+    With `keep_masks`, and for an empty `subfolder`, masks are images, too. Raises DataError when DATA is missing, is of
+    no known kind, or holds no image.
     """
     images, _ = _scan(data, None if subfolder is None else (subfolder.strip("/"),))
     if not keep_masks and subfolder != "":
@@ -81,7 +81,7 @@ def scan(data: str | Path, subfolder: str | None = None, keep_masks: bool = Fals
 
 
 def leave_out_masks(images: Images) -> Images:
-    """The images without masks, which are in `skipped`, a record for each kind."""
+    """The images without masks. The masks go to `skipped`, in one record per folder or pattern of names."""
     names = _compact(images.names)
     groups = find_masks(names)
     if not groups:
@@ -103,42 +103,39 @@ def describe_masks(images: Images) -> list[str]:
 
 
 def left_out(images: Images) -> list[str]:
-    """Lines on all that the scan left out and a reader of results must know."""
+    """Lines on what the scan left out, as far as a reader of results must know it."""
     return _describe(images, _MASKS | _FOLDERS)
 
 
 def _describe(images: Images, reasons: Mapping[str, str]) -> list[str]:
+    """A line for each of the reasons for which files were skipped; `reasons` has the words for each."""
     lines = []
     for reason, what in reasons.items():
-        found = [f"{bad.name} ({bad.detail})" for bad in images.skipped if bad.reason == reason]
-        if found:
-            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-            lines.append(f"{what}: {printable(', '.join(found[:5]))}{more}")
+        entries = [f"{bad.name} ({bad.detail})" for bad in images.skipped if bad.reason == reason]
+        if entries:
+            more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
+            lines.append(f"{what}: {printable(', '.join(entries[:5]))}{more}")
     return lines
-
-
-_OF_THE_SYSTEM = ("lost+found/", "System Volume Information/", "$RECYCLE.BIN/")
-"""Folders at the root of a disk that nobody may list, and that hold no data."""
 
 
 def check_listed(images: Images, data: str | Path) -> None:
     """DataError where a folder of DATA cannot be listed: a split or a class may be in it."""
-    shut = [bad for bad in images.skipped if bad.reason in ("unreadable folder", "missing") and bad.name.endswith("/")]
-    shut = [bad for bad in shut if bad.name not in _OF_THE_SYSTEM]
-    if shut:
-        more = f", nor {len(shut) - 1} more" if len(shut) > 1 else ""
+    closed = [bad for bad in images.skipped if bad.reason in ("unreadable folder", "missing")]
+    closed = [bad for bad in closed if bad.name.endswith("/") and bad.name[:-1] not in SYSTEM_FOLDERS]
+    if closed:
+        more = f", nor {len(closed) - 1} more" if len(closed) > 1 else ""
         raise DataError(
-            f"{printable(shut[0].name)} of {_shown(data)} cannot be listed ({printable(shut[0].detail)}){more}.\n"
+            f"{printable(closed[0].name)} of {_shown(data)} cannot be listed ({printable(closed[0].detail)}){more}.\n"
             "A split or a class may be in it: make it readable, or take it out."
         )
 
 
 def scan_labelled(data: str | Path) -> dict[str, LabelledImages]:
-    """The images of class folders: keyed by those of train, val and test that exist, or `all` without splits.
+    """The images of class folders by split: those of train, val and test that exist, or `all` without splits.
 
-    Splits are known by their names (`splits.py`), in any depth below folders that hold everything. A source with a
-    column of labels is read by that column instead. Raises DataError as `scan` does, for a text file of paths, for
-    fewer than two classes, for folders that cannot be listed, and for trees that can be read in two ways.
+    Splits are recognised by their names (`splits.py`). They may be below folders that hold the whole tree. A source
+    with a column of labels is read by that column instead. Raises DataError as `scan` does, for a list without labels,
+    for fewer than two classes, for folders that cannot be listed, and for trees that can be read in two ways.
     """
     images, listing = _scan(data, ("",))
     if listing.labels is None:
@@ -151,25 +148,26 @@ def scan_labelled(data: str | Path) -> dict[str, LabelledImages]:
     names = _compact(images.names)
     masks = [bad for bad in images.skipped if bad.reason == MASK]
     if listing.labels is None:
-        found = read_folders(names, _shown(data), [bad.name for bad in masks if bad.name.endswith("/")])
+        assigned = read_folders(names, _shown(data), [bad.name for bad in masks if bad.name.endswith("/")])
     else:
-        found = read_column(listing.labels)
-    classes = sorted({label[1] for label in found.labels if label}, key=name_bytes)
+        assigned = read_column(listing.labels)
+    classes = sorted({label[1] for label in assigned.labels if label}, key=name_bytes)
     if len(classes) < 2:
         layout = "Expected CLASS/IMAGE for every class, or train/CLASS/IMAGE with val/ or test/ beside it"
         expected = f"two class folders with images but {len(classes)}.\n{layout}"
         raise _nothing_found(data, images.skipped, expected if listing.labels is None else "images of two classes")
     check_spelling(classes)
-    places = {name: i for i, name in enumerate(classes)}
-    label = np.array([places[one[1]] if one else -1 for one in found.labels])
-    unused = (*(f"{bad.name} ({bad.detail})" for bad in masks), *found.unused)
+    numbers = {name: i for i, name in enumerate(classes)}
+    number_of_group = np.array([numbers[label[1]] if label else -1 for label in assigned.labels])
+    unused = (*(f"{bad.name} ({bad.detail})" for bad in masks), *assigned.unused)
     splits = {}
-    for key in (*SPLITS, "all"):
-        own = np.array([bool(one) and one[0] == key for one in found.labels])
+    for split in (*SPLITS, "all"):
+        own = np.array([bool(label) and label[0] == split for label in assigned.labels])  # groups of this split
         if own.any():
-            rows = np.flatnonzero(own[found.group])
-            part, numbers = images._replace(names=names.take(rows)), tuple(label[found.group[rows]].tolist())
-            splits[key] = LabelledImages(part, numbers, tuple(classes), found.places.get(key, ""), unused)
+            rows = np.flatnonzero(own[assigned.group])
+            part, labels = images._replace(names=names.take(rows)), number_of_group[assigned.group[rows]]
+            place = assigned.places.get(split, "")
+            splits[split] = LabelledImages(part, tuple(labels.tolist()), tuple(classes), place, unused)
     return splits
 
 
@@ -178,7 +176,10 @@ _LIMITS: ContextVar[Range | None] = ContextVar("limits", default=None)
 
 @contextlib.contextmanager
 def scanned_in(limits: Range | None) -> Iterator[None]:
-    """Images that are scanned in the block have these `limits`, which go with them into workers."""
+    """Images that are scanned in the block have these `limits`; as a part of the record they also reach the workers.
+
+    A context, because protocols and methods scan at many places and need not know of the limits.
+    """
     token = _LIMITS.set(limits)
     try:
         yield
@@ -187,7 +188,10 @@ def scanned_in(limits: Range | None) -> Iterator[None]:
 
 
 def check_folders(images: Images, data: str | Path, missing: str) -> None:
-    """DataError where the source of `images` has no folders; `missing` ends the sentence: `masks: expected ...`."""
+    """DataError where the source of `images` has no folders.
+
+    `missing` completes the message "DATA is a list, which has no ...": `masks: expected a folder`.
+    """
     if not images.source.has_folders:
         raise DataError(f"{_shown(data)} is {catalog.SOURCES[images.kind]}, which has no {missing}")
 
@@ -203,9 +207,9 @@ def read(images: Images, index: int) -> bytes:
 
 
 def fingerprint(images: Images) -> str:
-    """16 hexadecimal digits of SHA-256 over names and sizes: equal for a folder, and a zip or shards of its content.
+    """16 hexadecimal digits of SHA-256 over names and sizes. Equal for a folder, and for a zip or shards made of it.
 
-    It asks for the size of each file, which takes seconds for a million.
+    Reads the size of each file, which takes seconds for a million files.
     """
     digest = hashlib.sha256()
     for name, facts in zip(images.names, images.source.facts(images.root, images.names), strict=True):
@@ -218,7 +222,7 @@ def _compact(names: Sequence[str]) -> Names:
 
 
 def _scan(data: str | Path, tops: Tops) -> tuple[Images, Listing]:
-    """The images of DATA, as record and as its source lists them. Raises DataError."""
+    """The images of DATA below the folders `tops` (`sources.source.Tops`), and the source's own listing. DataError."""
     kind = find_source(data)
     try:
         listing = SOURCES[kind].list_images(os.path.abspath(data), tops)

@@ -16,23 +16,26 @@ Range = tuple[float, float]
 GDAL_NODATA = 42113
 """TIFF's tag of the value that marks pixels without data."""
 
+_BITS, _BANDS, _PLANAR, _EXTRA_BANDS = 258, 277, 284, 338
+"""TIFF's tags: bits per band; number of bands; 2 for bands one after the other; kind of the bands beyond colour."""
+
 _INTERLEAVE = "write them with gdal_translate -co INTERLEAVE=PIXEL"
 
 HUGE = 1e19
-"""Beyond it a value marks "nothing": NetCDF's 9.97e36, the lowest float -3.4e38, CMIP's 1e20."""
+"""Larger values mark "nothing here": NetCDF's 9.97e36, the lowest float -3.4e38, CMIP's 1e20."""
 
 
 def check_range(limits: Range | None) -> None:
-    """UsageError for limits of values that cannot be."""
+    """UsageError for limits that are not two finite numbers, the lower one first."""
     if limits is not None and not -math.inf < limits[0] < limits[1] < math.inf:
         raise UsageError(f"--range {limits[0]:g} {limits[1]:g}: expected two numbers, the lower one first.")
 
 
 class Values(NamedTuple):
-    """The values of a file of more than 8 bits."""
+    """Facts about the values of a file of more than 8 bits."""
 
     mode: str
-    """16-bit, or scaled where each file is scaled on its own."""
+    """16-bit; scaled, where each file is scaled on its own; or 8-bit, for a file of which only `bands` matters."""
     low: float
     """Smallest value, without nodata."""
     high: float
@@ -43,24 +46,27 @@ class Values(NamedTuple):
 
 
 def is_deep_color(image: Image.Image) -> bool:
-    """Whether an opened file has several channels of 16 bits, of which Pillow keeps the high byte."""
+    """Whether an opened file has several channels of 16 bits. Pillow keeps only the high byte of each."""
     return image.mode in ("RGB", "RGBA", "LA", "CMYK") and any(";16" in _rawmode(tile) for tile in _tiles(image))
 
 
 def is_planar(image: Image.Image) -> bool:
-    """Whether an opened TIFF has its channels one after the other."""
-    return bool(getattr(image, "tag_v2", {}).get(284, 1) == 2)
+    """Whether an opened TIFF has its channels one after the other (in planes)."""
+    return bool(getattr(image, "tag_v2", {}).get(_PLANAR, 1) == 2)
 
 
 def check_planes(image: Image.Image) -> None:
-    """BadImage for a TIFF of 16-bit channels in planes without compression: Pillow takes its bytes for 8-bit ones."""
+    """BadImage for a TIFF of 16-bit channels in planes without compression, which Pillow would read as 8-bit ones."""
     raw = any(tile.codec_name == "raw" for tile in _tiles(image))
-    if raw and is_planar(image) and max(image.tag_v2.get(258, (8,))) > 8:  # type: ignore[attr-defined]
+    if raw and is_planar(image) and max(image.tag_v2.get(_BITS, (8,))) > 8:  # type: ignore[attr-defined]
         raise BadImage("unsupported mode", f"16-bit channels in planes: {_INTERLEAVE}")
 
 
 def swap_bytes(image: Image.Image) -> None:
-    """Make an opened file of 16-bit channels load the low byte of each. BadImage where Pillow has no way to."""
+    """Load an opened file of 16-bit channels with its bytes swapped, so that Pillow keeps the low byte of each.
+
+    BadImage where Pillow cannot do this.
+    """
     if is_planar(image):
         raise BadImage("unsupported mode", f"16-bit channels in planes have no range: {_INTERLEAVE}")
     try:
@@ -76,8 +82,8 @@ def _tiles(image: Image.Image) -> list[Any]:
 
 def _rawmode(tile: Any) -> str:
     args = tile.args
-    found = args if isinstance(args, str) else args[0] if isinstance(args, tuple) and args else ""
-    return found if isinstance(found, str) else ""
+    raw = args if isinstance(args, str) else args[0] if isinstance(args, tuple) and args else ""
+    return raw if isinstance(raw, str) else ""
 
 
 def _swapped(tile: Any) -> Any:
@@ -88,10 +94,11 @@ def _swapped(tile: Any) -> Any:
 
 
 def gray_levels(image: Image.Image, limits: Range | None) -> NDArray[np.float64]:
-    """The grey levels 0..255, rounded, of an image of mode I;16, I or F. BadImage without contrast and limits.
+    """The grey levels 0..255, rounded, of an image of mode I;16, I or F.
 
-    Pixels of nodata and NaN are 0, infinity is 255. Without limits, I;16 is divided by 257, and I and F by the
-    range that the file declares, else by their 0.5th and 99.5th percentile.
+    Nodata and NaN become 0, infinity 255. Without limits, I;16 is divided by 257. I and F are scaled from the range
+    that the file declares, else from their 0.5th and 99.5th percentile. BadImage for an I or F image of one value only,
+    if there are neither limits nor a declared range.
     """
     values = np.asarray(image)
     if image.mode.startswith("I;16") and limits is None:
@@ -110,7 +117,7 @@ def gray_levels(image: Image.Image, limits: Range | None) -> NDArray[np.float64]
 
 
 def scale(values: NDArray[Any], limits: Range) -> NDArray[np.float64]:
-    """Values to 0..255, rounded; those outside of the limits are at the ends."""
+    """Values scaled from `limits` to 0..255, rounded; values outside become 0 or 255."""
     low, high = limits
     clipped = np.clip(np.nan_to_num(values.astype(np.float64), nan=low), low, high)
     scaled: NDArray[np.float64] = np.rint(255 * ((clipped - low) / (high - low)))
@@ -120,8 +127,8 @@ def scale(values: NDArray[Any], limits: Range) -> NDArray[np.float64]:
 def nodata_mask(values: NDArray[np.float64], image: Image.Image) -> NDArray[np.bool_]:
     """True where a value marks "nothing here": not finite, the value of GDAL's tag, or a mark far from all others.
 
-    Such a mark is huge, all nines (-9999), or at the end of an integer type (-32768), the smallest or largest value of
-    the file, and further from the next one than all others are spread.
+    Such a mark is huge, all nines (-9999), or at the end of an integer type (-32768). It is the smallest or largest
+    value of the file, and its distance to the next value is larger than the range of all other values.
     """
     missing = ~np.isfinite(values)
     stated = _stated_nodata(image)
@@ -139,6 +146,7 @@ def nodata_mask(values: NDArray[np.float64], image: Image.Image) -> NDArray[np.b
 
 
 def _is_mark(value: float) -> bool:
+    """Whether people use such a value as a mark: huge, all nines, or at the end of an integer type."""
     size = abs(value)
     if size >= HUGE:
         return True
@@ -151,10 +159,10 @@ def _stated_nodata(image: Image.Image) -> float | None:
     """The number in GDAL's tag; None without one."""
     text = getattr(image, "tag_v2", {}).get(GDAL_NODATA)
     try:
-        found = float(str(text).strip("\0 ")) if text is not None else math.nan
+        value = float(str(text).strip("\0 ")) if text is not None else math.nan
     except ValueError:
         return None
-    return None if math.isnan(found) else found
+    return None if math.isnan(value) else value
 
 
 def _declared_range(image: Image.Image) -> Range:
@@ -169,7 +177,10 @@ def _declared_range(image: Image.Image) -> Range:
 
 
 def measure_values(values: NDArray[Any], image: Image.Image) -> Values | None:
-    """The values (H, W) or (H, W, C) of a file of more than 8 bits; None where all of them are nodata."""
+    """Facts about the values (H, W) or (H, W, C) of an opened file of more than 8 bits.
+
+    None where there is nothing to report: all pixels are nodata, or the file declares the range that it is scaled from.
+    """
     floats = values.astype(np.float64)
     missing = nodata_mask(floats, image)
     good = floats[~missing]
@@ -182,12 +193,12 @@ def measure_values(values: NDArray[Any], image: Image.Image) -> Values | None:
 
 
 def bands_unless_used(image: Image.Image) -> int:
-    """The bands of an opened TIFF of which some are not used; 0 where all are, and for any other file."""
-    bands = int(getattr(image, "tag_v2", {}).get(277, 1))
+    """The number of bands of an opened TIFF, if some of them are not used; else 0, also for any other file."""
+    bands = int(getattr(image, "tag_v2", {}).get(_BANDS, 1))
     return bands if bands > len(image.getbands()) or not has_alpha(image) else 0
 
 
 def has_alpha(image: Image.Image) -> bool:
     """False for a TIFF whose fourth band is not marked as alpha: it may be anything, such as infrared."""
     tags = getattr(image, "tag_v2", {}) if image.mode == "RGBA" else {}
-    return not tags or bool(tags.get(338))
+    return not tags or bool(tags.get(_EXTRA_BANDS))

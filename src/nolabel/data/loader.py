@@ -163,7 +163,7 @@ Item = tuple[Crops, list[BadFile]]
 class _Views(Dataset[Item | DataError]):
     def __init__(self, stream: Stream, bad: dict[int, BadFile]) -> None:
         self.stream = stream
-        self.bad = bad  # grows: a broken folder is then read once a worker, not once a slot
+        self.bad = bad  # grows: a broken folder is then read once per worker, not once per slot
 
     def __getitem__(self, key: tuple[int, int]) -> Item | DataError:
         try:

@@ -1,9 +1,15 @@
 """Masks among photos, recognised by their names alone: training and class folders leave them out. No file is opened.
 
-A folder holds masks if it is named so beside a folder of pictures (`images` and `masks`, `leftImg8bit` and `gtFine`),
-or after another folder (`train_masks` beside `train`), or if it is named so and its files are named after photos beside
-it. A file is a mask if its name is that of a photo in its folder with a word for masks (`x_mask.png`), or if it has a
-photo's name and every file of its format in that folder has one (`x.png` beside `x.jpg`).
+A folder whose name has a word for masks holds masks in three cases:
+
+* a folder of pictures is beside it (`images` and `masks`, `leftImg8bit` and `gtFine`);
+* its name is that of a split with such a word (`train_masks` beside `train`);
+* most of its files have the names of photos beside it (`photos/1.jpg` and `labels/1.png`).
+
+A file is a mask in two cases:
+
+* its name is that of a photo in its folder with a word for masks (`x_mask.png`);
+* it has the name of a JPEG in its folder, and so has every file of its format there (`x.png` beside `x.jpg`).
 """
 
 import os
@@ -33,20 +39,24 @@ _BESIDE = frozenset(
         "resolution full st nd machine human polygons trainids p px trainvaltest trainextra"
     )
 )
-"""Words that may be beside them: `gtFine`, `SegmentationClass`, `leftImg8bit`, `1st_manual`."""
+"""Words that may be in the same name: `gtFine`, `SegmentationClass`, `leftImg8bit`, `1st_manual`."""
 _LOSSY = (".jpg", ".jpeg")
 _LOSSLESS = (b".png", b".bmp", b".gif", b".tif", b"tiff")
-_LEAST = 2  # pairs of photo and mask in a folder from which names count as proof
+_LEAST = 2  # pairs of photo and mask in a folder, from which on names are no chance
 
 _WORDS = "|".join(sorted(MASK_WORDS, key=len, reverse=True))
 _MORE = "|".join(sorted(_BESIDE | MASK_WORDS, key=len, reverse=True))
+# stems of masks, `base` is that of the photo: x_mask_2 (after); x_fine_mask (later); mask_x, seg12 (before)
 _GAP = r"(?:[-_. ]+|(?<=[a-z0-9])(?=[A-Z]))"
 _AFTER = re.compile(rf"(?P<base>.+?){_GAP}(?i:{_WORDS})(?:{_GAP}?(?:(?i:{_MORE})|\d++))*+")
 _LATER = re.compile(rf"(?P<base>.+?){_GAP}(?:(?i:{_MORE}){_GAP})+(?i:{_WORDS})(?:{_GAP}?(?:(?i:{_MORE})|\d++))*+")
 _BEFORE = re.compile(rf"(?i:{_WORDS})(?:[-_. ]*(?i:{_MORE}))*+(?:[-_. ]+|(?=\d))(?P<base>.+)")
+# cheap tests, before the patterns above: the words that contain no other one
 _SHORTEST = sorted(word.encode() for word in MASK_WORDS if not any(o != word and o in word for o in MASK_WORDS))
 _ANY = re.compile(b"|".join(_SHORTEST))
+# words that mark a mask even with the suffix of a JPEG; others are in ordinary names (`mary_ann.jpg`)
 _CERTAIN = re.compile(r"mask|label|seg|annot|trimap|matte|truth", re.IGNORECASE)
+# stems of photos with a word for photos: x_leftImg8bit, img_x
 _PICTURE = "|".join(sorted(PICTURE_WORDS | {"leftimg8bit", "im"}, key=len, reverse=True))
 _PICTURE_AFTER = re.compile(rf"(?P<base>.+?)[-_. ]+(?i:{_PICTURE}|train(?:ing)?|test)")
 _PICTURE_BEFORE = re.compile(rf"(?i:{_PICTURE})[-_. ]*(?P<base>.+)")
@@ -58,7 +68,7 @@ class MaskGroup(NamedTuple):
     name: str
     """Folder (`gtFine/`) or pattern (`*_mask.png`), for people."""
     rows: NDArray[np.int64]
-    """Their places among the names."""
+    """Positions of the masks among the names."""
 
 
 def find_masks(names: Names) -> list[MaskGroup]:
@@ -66,7 +76,7 @@ def find_masks(names: Names) -> list[MaskGroup]:
     if not len(names):
         return []
     groups: dict[str, list[NDArray[np.int64]]] = {}
-    free = np.ones(len(names), bool)
+    free = np.ones(len(names), bool)  # files outside of folders of masks
     if _has_word(names.folders.text):
         by_folder = _mask_folders(names)
         kinds = {kind: i for i, kind in enumerate(sorted(set(by_folder.values())))}
@@ -100,7 +110,7 @@ def is_pictures(folder: str) -> bool:
 
 
 def masks_of(folder: str, beside: Iterable[str]) -> str | None:
-    """The folder beside it as whose masks `folder` is named: `train_masks` and `trainannot` are those of `train`."""
+    """The folder of `beside` whose masks `folder` has by its name: train for `train_masks`, `trainannot`; else None."""
     low = folder.lower()
     for other in beside:
         if other != folder and other.lower() in low:
@@ -111,14 +121,14 @@ def masks_of(folder: str, beside: Iterable[str]) -> str | None:
 
 
 def mask_bases(stem: str) -> list[str]:
-    """Stems of the photo that a file may be the mask of, by the words in its own: `x_mask_2`, `x_labelIds` -> x."""
+    """Possible stems of the photo of a mask, by the stem of the mask: `x_mask_2`, `x_labelIds` -> x."""
     return [match["base"] for pattern in (_AFTER, _LATER, _BEFORE) if (match := pattern.fullmatch(stem))]
 
 
 def photo_bases(stem: str) -> list[str]:
-    """The stem of a photo, and without a word for photos: `x_leftImg8bit`, `img_x` -> x."""
-    found = [match["base"] for pattern in (_PICTURE_AFTER, _PICTURE_BEFORE) if (match := pattern.fullmatch(stem))]
-    return [stem, *found]
+    """The stem of a photo, and the same without a word for photos: `x_leftImg8bit` -> `x_leftImg8bit`, x."""
+    bases = [match["base"] for pattern in (_PICTURE_AFTER, _PICTURE_BEFORE) if (match := pattern.fullmatch(stem))]
+    return [stem, *bases]
 
 
 def _has_word(text: bytes) -> bool:
@@ -127,11 +137,12 @@ def _has_word(text: bytes) -> bool:
 
 
 def _plain(rest: set[str]) -> bool:
+    """Whether the other words of a name change nothing: numbers, words of `_BESIDE`, splits."""
     return all(word.isdigit() or word in _BESIDE or word in PLAIN_WORDS or split_of(word) for word in rest)
 
 
 def _mask_folders(names: Names) -> dict[int, str]:
-    """The places of the folders that hold masks, each with the name of the top one of them for people."""
+    """The positions of folders that hold masks, each with the folder named so: `gtFine/` for gtFine/train/aachen/."""
     strings = names.folders.strings()
     folders = {i: strings[i] for i in np.unique(names.folder).tolist()}
     inside: dict[str, set[str]] = {}
@@ -148,16 +159,16 @@ def _mask_folders(names: Names) -> dict[int, str]:
                 photos = {i: f for i, f in folders.items() if f.startswith(above) and not f.startswith(paths)}
                 sure += [kid for kid in unsure if _is_paired(names, folders, photos, f"{above}{kid}/")]
             tops |= {f"{above}{kid}/": f"{kid}/" for kid in sure}
-    found = {}
+    mask_folders = {}
     for i, folder in folders.items():
         top = next((tops[f"{above}{name}/"] for above, name in ancestors(folder) if f"{above}{name}/" in tops), None)
         if top is not None:
-            found[i] = top
-    return found
+            mask_folders[i] = top
+    return mask_folders
 
 
 def _sort_out(kids: Collection[str], named: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Folders with a word for masks in the name: those that hold masks, those that may, and those with other names."""
+    """Folders with a word for masks: surely masks; masks if their files fit; with strange names, such as `no_mask`."""
     own = {kid: masks_of(kid, kids) for kid in named}
     pictures = any(is_pictures(kid) for kid in kids)
     sure = [kid for kid in named if (pictures and is_masks(kid)) or split_of(own[kid] or "")]
@@ -166,14 +177,14 @@ def _sort_out(kids: Collection[str], named: Sequence[str]) -> tuple[list[str], l
 
 
 def _is_paired(names: Names, folders: Mapping[int, str], beside: Collection[int], path: str) -> bool:
-    """Whether most files below `path` are named as photos in folders beside it, in another format or with a word."""
+    """Whether most files below `path` have names of photos beside it, in another format or with a word for masks."""
     mine = [i for i, folder in folders.items() if folder.startswith(path)]
     photos = set[tuple[str, str]]()
     for _, stem, suffix in _stems(names, np.flatnonzero(np.isin(names.folder, list(beside)))):
         photos.update((base, suffix.lower()) for base in photo_bases(stem))
     stems = {stem for stem, _ in photos}
     rows = np.flatnonzero(np.isin(names.folder, mine))
-    rows = rows[:: max(1, len(rows) // 1000)]
+    rows = rows[:: max(1, len(rows) // 1000)]  # about a thousand of them are enough
     paired = 0
     for _, stem, suffix in _stems(names, rows):
         alike = stem in stems and (stem, suffix.lower()) not in photos and suffix.lower() not in _LOSSY
@@ -182,11 +193,11 @@ def _is_paired(names: Names, folders: Mapping[int, str], beside: Collection[int]
 
 
 def _by_suffix(names: Names, order: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """Files named as photos of their folder with a word for masks."""
+    """Files with the name of a photo in their folder and a word for masks, by pattern (`*_mask.png`)."""
     likely = np.zeros(len(names), bool)
     likely[_with_word(names)] = True
     for rows in _by_folder(names, order, names.folder[likely]):
-        bases = {row: found for row, stem, _ in _stems(names, rows[likely[rows]]) if (found := mask_bases(stem))}
+        bases = {row: some for row, stem, _ in _stems(names, rows[likely[rows]]) if (some := mask_bases(stem))}
         if len(bases) < _LEAST:
             continue
         own = np.array(list(bases), np.int64)
@@ -203,11 +214,11 @@ def _by_suffix(names: Names, order: NDArray[np.int64]) -> Iterator[tuple[str, ND
             kinds.setdefault(f"*{word}{suffix.lower()}" if after else f"{word}*{suffix.lower()}", []).append(row)
         paired = sum(map(len, kinds.values()))
         if paired >= max(_LEAST, (len(rows) - paired) / 10):
-            yield from ((name, np.array(found, np.int64)) for name, found in kinds.items())
+            yield from ((name, np.array(members, np.int64)) for name, members in kinds.items())
 
 
 def _twins(names: Names, order: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """Files beside a JPEG of the same name, where every file of their format in the folder has one."""
+    """Files beside a JPEG of the same name, where every file of their format in the folder has such a JPEG."""
     ends = _last_bytes(names)[order]
     lossy = np.isin(ends, [_code(b".jpg"), _code(b"jpeg")])
     lossless = np.isin(ends, [_code(end) for end in _LOSSLESS])
@@ -215,14 +226,14 @@ def _twins(names: Names, order: NDArray[np.int64]) -> Iterator[tuple[str, NDArra
     of_folder = zip(_by_folder(names, order, both), _by_folder(names, order[lossless], both), strict=True)
     for rows, unsure in of_folder:
         if not all(_has_twin(names, row) for row in (unsure[0], unsure[-1], unsure[len(unsure) // 2])):
-            continue  # decides nearly every folder of photos in two formats
+            continue  # three samples: cheap, and enough for nearly every folder of photos in two formats
         by_suffix: dict[str, dict[int, str]] = {}
         for row, stem, suffix in _stems(names, rows):
             by_suffix.setdefault(suffix.lower(), {})[row] = stem
         photos = {stem for suffix in _LOSSY for stem in by_suffix.pop(suffix, {}).values()}
-        for suffix, found in by_suffix.items():
-            if len(found) >= _LEAST and photos.issuperset(found.values()):
-                yield f"*{suffix} beside *.jpg", np.array(list(found), np.int64)
+        for suffix, stems in by_suffix.items():
+            if len(stems) >= _LEAST and photos.issuperset(stems.values()):
+                yield f"*{suffix} beside *.jpg", np.array(list(stems), np.int64)
 
 
 def _has_twin(names: Names, row: int) -> bool:
@@ -231,7 +242,7 @@ def _has_twin(names: Names, row: int) -> bool:
 
 
 def _by_folder(names: Names, order: NDArray[np.int64], numbers: NDArray[np.integer]) -> Iterator[NDArray[np.int64]]:
-    """The places of the files in each of some folders, of those in `order`, which is sorted by folder."""
+    """For each folder of `numbers` the positions of its files. `order` holds positions of files, sorted by folder."""
     sorted_folders = names.folder[order]
     for number in np.unique(numbers):
         first, last = np.searchsorted(sorted_folders, [number, number + 1])
@@ -239,12 +250,13 @@ def _by_folder(names: Names, order: NDArray[np.int64], numbers: NDArray[np.integ
 
 
 def _with_word(names: Names) -> NDArray[np.int64]:
-    """The places of the files with a word for masks somewhere in their own names, cheaply."""
+    """The positions of files with a word for masks somewhere in their names, by one search in the text of all names."""
     at = np.array([match.start() for match in _ANY.finditer(names.files.text.lower())], np.int64)
     order = np.argsort(names.files.starts, kind="stable")
     starts = names.files.starts[order]
     rows = order[np.maximum(np.searchsorted(starts, at, "right") - 1, 0)] if len(at) else at
-    return np.unique(rows[at < names.files.starts[rows] + names.files.lengths[rows]])  # others were taken out
+    within = at < names.files.starts[rows] + names.files.lengths[rows]  # else the word is in a name that was taken out
+    return np.unique(rows[within])
 
 
 def _last_bytes(names: Names) -> NDArray[np.uint32]:
@@ -263,7 +275,7 @@ def _code(end: bytes) -> int:
 
 
 def _stems(names: Names, rows: NDArray[np.integer]) -> Iterator[tuple[int, str, str]]:
-    """Place, stem and suffix of each file."""
+    """Position, stem and suffix of each file."""
     text, starts, lengths = names.files
     for row, start, length in zip(rows.tolist(), starts[rows].tolist(), lengths[rows].tolist(), strict=True):
         stem, dot, suffix = text[start : start + length].decode("utf-8", "surrogateescape").rpartition(".")

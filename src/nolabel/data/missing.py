@@ -1,4 +1,4 @@
-"""Files that DATA names and that are not there, and pictures under other suffixes: reported, and refused above 5 %."""
+"""Files that DATA names but that are missing, refused above 5 %; and pictures with other suffixes, reported."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,28 +11,29 @@ from nolabel.data.sources.source import MISSING, UNREADABLE, Source
 from nolabel.errors import DataError
 
 MOST_BYTES = 64_000_000
-"""Largest file whose first bytes are looked at: a member of a zip is read as a whole for that."""
+"""Largest file whose first bytes are looked at: a member of a zip has to be read as a whole for them."""
 
 SYSTEM_FOLDERS = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
-"""Folders that a disk has of its own and nobody may list."""
+"""Folders that the system makes on a disk. Nobody may list them, and they hold no data."""
 
 _FIRST = ", the first is "
+"""Words in the detail of a skipped file, between the number of such files and the name of the first."""
 
 
 class Missing(NamedTuple):
-    """Files of DATA that are not there."""
+    """Files and folders of DATA that cannot be reached."""
 
     files: list[str]
-    """Names of links to nothing, and of lines of a list without a file."""
+    """Names of links to nothing, and paths in a list at which there is no file."""
     folders: list[str]
     """Names of folders that cannot be listed."""
 
 
 def find_missing(skipped: Sequence[BadFile]) -> Missing:
-    """All that should be there, among the files that the scan left out."""
+    """The files and folders that should be there, among those that the scan left out."""
     files = [bad.name for bad in skipped if bad.reason == "missing" and not bad.name.endswith("/")]
-    shut = [bad.name for bad in skipped if bad.reason == "unreadable folder"]
-    return Missing(files, [name for name in shut if name.rstrip("/").rpartition("/")[2] not in SYSTEM_FOLDERS])
+    folders = [bad.name for bad in skipped if bad.reason == "unreadable folder"]
+    return Missing(files, [name for name in folders if name.rstrip("/").rpartition("/")[2] not in SYSTEM_FOLDERS])
 
 
 def is_incomplete(names: Sequence[str], skipped: Sequence[BadFile]) -> bool:
@@ -44,7 +45,7 @@ def is_incomplete(names: Sequence[str], skipped: Sequence[BadFile]) -> bool:
 
 
 def check_missing(names: Sequence[str], skipped: Sequence[BadFile], data: str | Path) -> None:
-    """DataError where DATA is incomplete by the rule of 5 %; without an image nothing is judged."""
+    """DataError where DATA is incomplete (`is_incomplete`). Nothing is judged where there is no image at all."""
     if not names or not is_incomplete(names, skipped):
         return
     files, folders = find_missing(skipped)

@@ -39,7 +39,7 @@ def _gray(values: NDArray[np.float64]) -> Image.Image:
 
 
 def deep_values(file: Image.Image, data: bytes, kind: str) -> NDArray[np.uint16]:
-    """The 16-bit values (H, W, C) of a loaded file of several channels, of which Pillow keeps the high bytes."""
+    """The 16-bit values (H, W, C) of a loaded file of several channels. Pillow has kept the high bytes only."""
     other = Image.open(io.BytesIO(data), formats=(kind,))
     swap_bytes(other)
     high, low = np.asarray(file), np.asarray(other)
@@ -48,7 +48,7 @@ def deep_values(file: Image.Image, data: bytes, kind: str) -> NDArray[np.uint16]
 
 
 def deep_rgb(file: Image.Image, data: bytes, kind: str, background: tuple[int, int, int], limits: Range) -> Image.Image:
-    """A loaded file of 16 bits a channel in mode RGB, its colours scaled from `limits`."""
+    """A loaded file of 16 bits per channel in mode RGB, its colours scaled from `limits`."""
     values = scale(deep_values(file, data, kind), limits).astype(np.uint8)
     alpha = file.getchannel("A") if file.mode in _ALPHA else None
     if alpha is not None:

@@ -1,7 +1,7 @@
 """The names of very many files in little memory: their bytes in one buffer, their folders once.
 
-A tuple of str takes about 90 bytes per file, and every process that only looks at one copies the page it lies on,
-because looking counts references. Buffers are shared by all processes that are forked.
+A tuple of str takes about 90 bytes per file. Each read of a str changes its reference count, so a forked process copies
+the whole memory page of every name that it reads. Buffers stay shared by all forked processes.
 """
 
 from bisect import bisect_left

@@ -77,7 +77,7 @@ def pack(
     outside = next((name for name in images.names if unsafe(name)), None)
     if outside is not None:
         raise DataError(
-            f"{printable(outside)} lies outside of the folder of {printable(str(data))}.\n"
+            f"{printable(outside)} is outside of the folder of {printable(str(data))}.\n"
             "Names in shards are relative and lead nowhere else: pack a folder that holds all images."
         )
     temporary = temporary_name(out)
@@ -169,7 +169,7 @@ _END = bytes(2 * BLOCK)  # a tar ends with two empty blocks
 
 
 def _record(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
-    """A member of a tar: what stands before the content, the content, what fills its last block."""
+    """A member of a tar: its header, the content, the padding of the last block."""
     return header(name, len(data)), data, bytes(-len(data) % BLOCK)
 
 

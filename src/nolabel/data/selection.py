@@ -12,7 +12,7 @@ from nolabel.data.splits import SPLITS, split_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm")
 IMAGE_FOLDERS = ("images", "frames", "jpg")
-"""Where the root holds one of these, only it is scanned: masks, boxes and the like are beside it."""
+"""Where the root holds one of these folders, only they are scanned: masks, boxes and the like are beside them."""
 MASK = "mask"
 """The reason for which masks are left out."""
 BESIDE = "beside images"
@@ -62,7 +62,7 @@ def find_wrapper(names: Names) -> str:
 
 
 def choose_folders(names: Names) -> tuple[Names, list[BadFile]]:
-    """Only the images in IMAGE_FOLDERS where the folder that holds everything holds one; and what lies beside them."""
+    """The images in IMAGE_FOLDERS if the folder that holds everything has one of them, else all; and the other ones."""
     folders = names.folders.strings()
     used = {i: folders[i] for i in np.unique(names.folder).tolist()}
     top = ""
@@ -81,14 +81,14 @@ def choose_folders(names: Names) -> tuple[Names, list[BadFile]]:
 
 
 def group_beside(names: Names, top: str = "") -> list[BadFile]:
-    """A record for each folder right in `top`, and one for its files, of images that lie beside IMAGE_FOLDERS."""
+    """Records of images that are beside IMAGE_FOLDERS: one for each folder directly in `top`, one for its files."""
     folders = names.folders.strings()
     groups: dict[str, list[int]] = {}
     for i in np.unique(names.folder).tolist():
         kid, below, _ = folders[i][len(top) :].partition("/")
         groups.setdefault(f"{top}{kid}{below}", []).append(i)
-    found = {name: names.take(np.flatnonzero(np.isin(names.folder, below))) for name, below in sorted(groups.items())}
-    return [BadFile(name or few[0], BESIDE, files_in_words(few), 0) for name, few in found.items()]
+    members = {name: names.take(np.flatnonzero(np.isin(names.folder, rows))) for name, rows in sorted(groups.items())}
+    return [BadFile(name or some[0], BESIDE, files_in_words(some), 0) for name, some in members.items()]
 
 
 def files_in_words(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Names of splits and of folders: the one place that knows in which spellings they come."""
+"""Names of splits and of folders of pictures: the one place with all their spellings."""
 
 import re
 import unicodedata
@@ -27,39 +27,41 @@ PICTURE_WORDS = frozenset(
 )
 """Words in the names of folders that hold pictures of any kind."""
 PLAIN_WORDS = frozenset(words("set sets data dataset datasets split splits dir folder files file"))
-"""Words that change no meaning: `train_set`, `img_dir`."""
+"""Words that do not change the meaning of a name: `train_set`, `img_dir`."""
 
+# a split and a plain word written as one: trainset, testdata
 _AS_ONE = re.compile(rf"({'|'.join(_SPLIT_WORDS)})(?:{'|'.join(PLAIN_WORDS)})")
 
 
 def split_of(folder: str) -> str | None:
-    """`train`, `val` or `test` for a folder of such a name in any common spelling; None for another name.
+    """`train`, `val` or `test` for a folder that is named so, in any common spelling; None for another name.
 
-    `Training`, `valid`, `VALIDATION`, `test_set`, `trainset`, `train2017`, `val-images` are splits; `trainA`, `strain`
-    are none.
+    `Training`, `valid`, `VALIDATION`, `test_set`, `trainset`, `train2017`, `val-images` are splits; `trainA` and
+    `strain` are not.
     """
     return _split_of_words(words(folder))
 
 
 def splits_of(folders: Iterable[str]) -> dict[str, str]:
-    """The splits among folders that lie side by side, by folder.
+    """The splits among the folders in one folder, by folder.
 
-    Where none is one by its own name, words that all of them share are left away: `seg_train`, `seg_test`, `seg_pred`.
+    Where no name is a split by itself, the words that all names begin or end with are ignored: `seg_` in `seg_train`,
+    `seg_test`, `seg_pred`.
     """
     folders = list(folders)
-    plain = {folder: split for folder in folders if (split := split_of(folder))}
-    if plain or len(folders) < 2:
-        return plain
+    direct = {folder: split for folder in folders if (split := split_of(folder))}
+    if direct or len(folders) < 2:
+        return direct
     every = [words(folder) for folder in folders]
-    first = _shared(every)
-    last = _shared([own[first:][::-1] for own in every])
+    first = _count_shared(every)
+    last = _count_shared([own[first:][::-1] for own in every])
     rest = {folder: own[first : len(own) - last] for folder, own in zip(folders, every, strict=True)}
-    found = {folder: split for folder, own in rest.items() if (split := _split_of_words(own))}
-    return found if len(set(found.values())) > 1 else {}
+    splits = {folder: split for folder, own in rest.items() if (split := _split_of_words(own))}
+    return splits if len(set(splits.values())) > 1 else {}
 
 
 def looks_like(name: str) -> str:
-    """A key that is equal for names that people cannot tell apart: composed accents or not, spaces at the ends."""
+    """A key that is equal for names that look equal: accents composed or not, spaces at the ends."""
     return unicodedata.normalize("NFC", name).strip()
 
 
@@ -73,8 +75,8 @@ def _split_of_words(own: list[str]) -> str | None:
     return splits.pop() if plain and len(splits) == 1 else None
 
 
-def _shared(every: Sequence[Sequence[str]]) -> int:
-    """The number of words with which all begin, at least one word of each left over."""
+def _count_shared(every: Sequence[Sequence[str]]) -> int:
+    """The number of words that all begin with; at least one word of each is left."""
     count = 0
     while all(len(own) > count + 1 for own in every) and len({own[count] for own in every}) == 1:
         count += 1

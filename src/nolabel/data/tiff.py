@@ -1,4 +1,4 @@
-"""The tags of a TIFF that Pillow cannot open: what is in it, and what can be done."""
+"""Description of a TIFF that Pillow cannot open, by its tags: its content, and what can be done."""
 
 import struct
 from typing import Any, Literal
@@ -17,7 +17,7 @@ _UNPACKED = ("none", "LZW", "JPEG", "deflate", "PackBits", "CCITT")
 
 
 def describe_tiff(data: bytes) -> str:
-    """Reason why a whole TIFF is not read, and what can be done; an empty string where its tags say nothing."""
+    """Reason why an undamaged TIFF is not read, and what can be done; an empty string where its tags do not show it."""
     try:
         tags = _first_tags(data)
     except (struct.error, IndexError):
@@ -39,7 +39,7 @@ def describe_tiff(data: bytes) -> str:
 
 
 def _first_tags(data: bytes) -> dict[int, list[int]]:
-    """The numbers of the first directory's tags, as far as they are there."""
+    """The tags of the first directory that hold whole numbers, each with its numbers."""
     order: Literal["<", ">"] = "<" if data[:1] == b"I" else ">"
     big = struct.unpack_from(order + "H", data, 2)[0] == 43
     word, count_format, entry, room = ("Q", "Q", 20, 8) if big else ("I", "H", 12, 4)

@@ -118,8 +118,8 @@ def _run_all(
         except (DataError, UsageError) as error:
             notes.append(_left_out(name, str(error).splitlines()[0]))
             continue
-        told = {note.partition(": ")[2] for note in notes}
-        notes += [f"{name}: {note}" for note in result["notes"] if note not in told]
+        known = {note.partition(": ")[2] for note in notes}
+        notes += [f"{name}: {note}" for note in result["notes"] if note not in known]
         if other is not None:
             try:
                 bare = run(protocol, other, data, replace(settings, floor=False))

@@ -1,4 +1,7 @@
-"""One frame for every evaluation protocol: common settings, the run, the result, the untrained floor."""
+"""The common frame of evaluation protocols: settings, the run, the result, the floor.
+
+The floor of a protocol is what needs no training, measured in the same way: random weights, often raw pixels, too.
+"""
 
 import os
 import time
@@ -54,7 +57,7 @@ class Folders(NamedTuple):
 
 
 Floor = Callable[[Loaded], Mapping[str, Any]]
-"""The untrained network to the rows of the floor, each with metrics as those of the network."""
+"""Function that gets the untrained network and returns the rows of the floor: name, and metrics as of the network."""
 
 
 def no_notes(_floor: Mapping[str, Any]) -> list[str]:
@@ -67,7 +70,7 @@ def no_files(_folder: Path) -> None:
 
 
 class Measured(NamedTuple):
-    """Outcome of a protocol for one network; `run` makes the result of it."""
+    """Measurements of a protocol for one network; `run` makes the result from them."""
 
     metrics: Mapping[str, Any]
     data: Mapping[str, Any]
@@ -75,14 +78,14 @@ class Measured(NamedTuple):
     settings: Mapping[str, Any]
     """Settings beside those of `describe_weights`."""
     floor: Floor | Mapping[str, Any]
-    """Rows that need no training: a function, which is called unless --no-floor; or the rows themselves, where one pass
-    over the images measures them together with the network."""
+    """Rows that need no training: a function, which `run` calls unless --no-floor is given; or the rows themselves, if
+    one pass over the images measures them together with the network."""
     notes: Sequence[str] = ()
     """Sentences that a reader of the numbers needs."""
     floor_notes: Callable[[Mapping[str, Any]], list[str]] = no_notes
     """Notes that follow from the rows of the floor."""
     write_files: Callable[[Path], None] = no_files
-    """Write files into a folder, once the result is written."""
+    """Writes more files into a folder, after the result is written."""
     times: Mapping[str, Any] | None = None
     """Content of NAME.time.json; by default the seconds of the network and of the floor, the device, the workers."""
     baseline: Mapping[str, Any] | None = None
@@ -98,19 +101,19 @@ class Protocol(NamedTuple):
 
     name: str
     version: int
-    """Raised when numbers are not comparable with those of before."""
+    """Increased when numbers are no longer comparable with earlier ones."""
     title: str
     """Meaning and unit of the numbers, for the table."""
     Config: type[EvalConfig]
     measure: Callable[[Loaded, str | Path, Any, Folders], Measured]
-    """(weights, DATA, settings, folders) to all that a result needs. Raises UsageError for settings that cannot work,
-    DataError for data that cannot be used."""
+    """Function of (weights, DATA, settings, folders) that measures all that a result needs. Raises UsageError for
+    settings that cannot work, DataError for data that cannot be used."""
     columns: Callable[[Mapping[str, Any]], dict[str, float | str]]
     """`metrics` of a result, or one row of its floor, as the columns of the table."""
     check_data: Callable[[str | Path], object] = anything
     """Raises DataError where DATA does not fit. Quick, as it opens no image."""
     unasked: bool = True
-    """Whether `eval all` runs it by default: not a protocol that trains the backbone or takes hours."""
+    """Whether `eval all` runs it by default; False for protocols that train the backbone or take hours."""
 
 
 def run(
@@ -132,7 +135,7 @@ def _run(protocol: Protocol, loaded: Loaded, data: str | Path, config: EvalConfi
     start = time.perf_counter()
     folders = Folders(cache_folder(loaded, config), out and out.with_suffix(""))
     measured = protocol.measure(loaded, data, config, folders)
-    learned, floor = time.perf_counter(), measured.floor
+    measured_at, floor = time.perf_counter(), measured.floor
     if not isinstance(floor, Mapping):
         floor = floor(untrained(loaded, config.seed)) if config.floor else {}
     result = {
@@ -147,10 +150,10 @@ def _run(protocol: Protocol, loaded: Loaded, data: str | Path, config: EvalConfi
         "notes": [*measured.notes, *measured.floor_notes(floor)],
     }
     if out is not None:
-        seconds = {"weights": learned - start, "floor": time.perf_counter() - learned}
+        seconds = {"weights": measured_at - start, "floor": time.perf_counter() - measured_at}
         times = dict(measured.times or time_record(seconds, config))
-        if known := data_fingerprint(data):
-            times["data"] = known
+        if fingerprint := data_fingerprint(data):
+            times["data"] = fingerprint
         try:
             write_result(out, result, times)
             measured.write_files(out.with_suffix(""))
@@ -261,6 +264,7 @@ def format_cell(value: float | str | None) -> str:
 
 
 def _about(data: Mapping[str, Any]) -> str:
+    """`3 classes, reported on val`, from the facts about the data of a result."""
     counts = [f"{data[key]} {key.removeprefix('num_')}" for key in data if key.startswith("num_")]
     split = data.get("reported_on")
     return ", ".join([*counts, *([f"reported on {split}"] if split else [])])

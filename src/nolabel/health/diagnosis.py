@@ -63,7 +63,7 @@ def judge_data(series: Series, facts: RunFacts) -> Diagnosis | None:
         return None
     return Diagnosis(
         "dead data",
-        f"Only {100 * distinct:.1f} % of the images that were looked at are distinct: there is nothing to tell apart. "
+        f"Only {100 * distinct:.1f} % of the images that were looked at are distinct, so there is nothing to learn. "
         "Check DATA: nolabel check DATA lists duplicates.",
     )
 
@@ -170,8 +170,8 @@ def judge_features(series: Series, facts: RunFacts) -> Diagnosis | None:
     if not is_finite(last["rankme"]):
         return Diagnosis(
             "not finite",
-            f"The features of the images looked at are not finite at step {last['step']}: no image can be told from "
-            "another. Go back to an earlier checkpoint and lower --optim.lr, or use --precision fp32.",
+            f"The features of the images looked at are not finite at step {last['step']}, so no image can be "
+            "recognised. Go back to an earlier checkpoint and lower --optim.lr, or use --precision fp32.",
         )
     finite = [r for r in series.evaluations if is_finite(r["rankme"])]
     best_rank, best_effective = (max(r[name] for r in finite) for name in ("rankme", "effective_rank"))
@@ -179,7 +179,7 @@ def judge_features(series: Series, facts: RunFacts) -> Diagnosis | None:
     before = series.untrained or {}
 
     def is_worse(name: str) -> bool:
-        """Whether a signal is worse than that of the untrained network, which may lie beyond a limit, too."""
+        """Whether a signal is worse than that of the untrained network, which may be beyond a limit, too."""
         return not is_finite(before.get(name)) or abs(last[name]) < 0.9 * abs(before[name])
 
     alike, uneven = spread < 0.2 and is_worse("feature_std"), even > -0.5 and is_worse("uniformity")

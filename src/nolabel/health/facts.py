@@ -23,7 +23,7 @@ class RunFacts(NamedTuple):
     lr: float | None = None
     """Peak learning rate that the settings ask for (`--optim.lr`); None: unknown."""
     num_labelled: int | None = None
-    """Images that k-NN classifies along the run: of few of them its accuracy says little. None: unknown."""
+    """Images that k-NN classifies along the run; with few of them its accuracy is inexact. None: unknown."""
 
 
 def collect_facts(

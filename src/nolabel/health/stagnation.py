@@ -1,6 +1,6 @@
-"""Rules for runs that learn nothing: judged against step 0, the floors of k-NN, and outputs that say nothing.
+"""Rules for runs that learn nothing: compared with step 0, with the floors of k-NN, and with outputs of a guess.
 
-A collapse takes away what was there; here nothing ever comes. Each rule needs only signals that the run logs.
+In a collapse the network loses what it had; here it never learns anything. Each rule reads only logged signals.
 """
 
 import math
@@ -10,11 +10,12 @@ from nolabel.health.verdict import WINDOW, Diagnosis, Series, all_below, is_fini
 
 KIND = "learning nothing yet"
 EARLY = 0.2
-"""Share of the run before which learning nothing is a note, and no alarm."""
-GUESS, TOLD = 0.975, 0.05
-"""Shares of ln K: a loss above, and an information about the image below, that outputs have which explain nothing."""
+"""Share of the run in which learning nothing is a note, not yet an alarm."""
+GUESS, UNINFORMED = 0.975, 0.05
+"""Shares of ln K. Outputs explain nothing if the loss is above the first and their information about the image is below
+the second."""
 SAME = 0.02
-"""Relative difference up to which a signal of the features counts as that of the untrained network."""
+"""Relative difference up to which a signal of the features counts as equal to that of the untrained network."""
 FEATURES = ("rankme", "effective_rank", "feature_std", "uniformity")
 
 
@@ -30,7 +31,7 @@ def judge_rest(series: Series, facts: RunFacts) -> Diagnosis | None:
 
 
 def judge_stagnation(series: Series, facts: RunFacts) -> Diagnosis | None:
-    """Detect outputs that explain nothing, features as before training, and k-NN that is no better than before it."""
+    """Detect outputs that explain nothing, features as before training, and k-NN no better than before training."""
     evidence = [words for words in (_outputs(series, facts), _features(series), _neighbours(series, facts)) if words]
     learned = _gain(series, facts)
     if not evidence or (learned is not None and learned > 2):
@@ -56,8 +57,8 @@ def _outputs(series: Series, facts: RunFacts) -> str:
     losses = values(series.window, name)
     if not losses or "assignment_information" not in series.window[-1]:
         return ""
-    told = not all_below(series.window, "assignment_information", TOLD * most)
-    if min(losses) < GUESS * most or (told and mean(series.window, name) < most):
+    informed = not all_below(series.window, "assignment_information", UNINFORMED * most)
+    if min(losses) < GUESS * most or (informed and mean(series.window, name) < most):
         return ""
     return (
         f"{name} {mean(series.window, name):.3f} is that of a guess, ln {facts.num_outputs} = {most:.3f}, and outputs "
@@ -82,7 +83,7 @@ def _features(series: Series) -> str:
 
 
 def _neighbours(series: Series, facts: RunFacts) -> str:
-    """Evidence of k-NN that is no better than that of the untrained network, beyond chance where images are few."""
+    """Evidence of k-NN no better than that of the untrained network; with few images, by more than chance."""
     measured = _measured(series, facts)
     if not measured:
         return ""
@@ -99,7 +100,7 @@ def _neighbours(series: Series, facts: RunFacts) -> str:
 
 
 def _measured(series: Series, facts: RunFacts) -> list[float]:
-    """k-NN after the first fifth of the run, of the last evaluation alone where the run is at its end."""
+    """k-NN of the evaluations after the first fifth of the run; at the end of the run only the last one."""
     if not any(r.get("knn_untrained") is not None for r in series.records):
         return []
     late = [r for r in series.records if r["step"] > EARLY * facts.total_steps]
@@ -113,7 +114,7 @@ def _at_end(series: Series, facts: RunFacts) -> bool:
 
 
 def _gain(series: Series, facts: RunFacts) -> float | None:
-    """Points of k-NN above the untrained network at the last evaluation; None where they say nothing."""
+    """Points of k-NN above the untrained network at the last evaluation; None with too few images or evaluations."""
     if facts.num_labelled is not None and facts.num_labelled < 100:
         return None
     before, now = values(series.records, "knn_untrained"), values(series.records, "knn")

@@ -23,7 +23,7 @@ class Diagnosis(NamedTuple):
     words: str
     """Description of the problem with numbers, and what to change; empty where all is well."""
     early: bool = False
-    """Whether it is a note for now, of a kind that is an alarm later in the run."""
+    """True for a note that becomes an alarm if it is still so later in the run."""
 
     @property
     def alarm(self) -> bool:
@@ -48,12 +48,12 @@ class Series(NamedTuple):
     @property
     def untrained(self) -> Record | None:
         """The evaluation of the network before training, with finite features; None where it was not recorded."""
-        found = (r for r in self.records if r["step"] == 0 and is_finite(r.get("effective_rank")))
-        return next(found, None)
+        first = (r for r in self.records if r["step"] == 0 and is_finite(r.get("effective_rank")))
+        return next(first, None)
 
 
 def values(records: Sequence[Record], name: str) -> list[Any]:
-    """The numbers under `name`; a resumed run has None where one was not finite."""
+    """The numbers of `name` in the records that have one; metrics.jsonl has null for a number that was not finite."""
     return [r[name] for r in records if r.get(name) is not None]
 
 
@@ -70,7 +70,7 @@ def mean(window: Sequence[Record], name: str) -> float:
 
 
 def is_finite(value: float | None) -> bool:
-    """False for a signal of features that were not finite: NaN in the run that saw them, null in its metrics.jsonl."""
+    """Whether a signal is a finite number. One that is not is NaN in the run itself and null in metrics.jsonl."""
     return value is not None and math.isfinite(value)
 
 

@@ -9,7 +9,7 @@ from nolabel.losses.products import LOGITS_AT_ONCE
 
 
 class Outputs(NamedTuple):
-    """Outputs of a network with prototypes for V views: the logits are `z @ prototypes.T`, which are never stored."""
+    """Outputs of a network with prototypes for V views. The logits are `z @ prototypes.T`; they are never stored."""
 
     z: Tensor
     """(V, B, D): the bottleneck, before the prototypes."""
@@ -32,10 +32,10 @@ def dino_loss(student: Outputs, teacher: Outputs, center: Tensor) -> Distillatio
     """Cross-entropy between teacher and student over all pairs of different views (Caron et al. 2021).
 
     The student sees all V views, the teacher the first two; `center` (1, K) is subtracted from the teacher's logits.
-    The mean over the 2(V-1) pairs is linear in the target, so each crop needs one log-softmax against the sum of the
-    targets it is paired with. The (V + 2) x B x K logits are never held whole: at most 2**24 at a time, 64 MiB in
-    float32, and nothing of them is kept for the backward pass but the gradients of `z` and of the prototypes. All but
-    the products is float32. The teacher gets no gradient.
+    The loss is linear in the target. So each crop needs one log-softmax only, against the sum of the targets that it is
+    paired with. The (V + 2) x B x K logits never exist all at once: at most 2**24 at a time, 64 MiB in float32. For the
+    backward pass only the gradients of `z` and of the prototypes are kept. Everything but the matrix products is
+    computed in float32. The teacher gets no gradient.
     """
     dtype = torch.promote_types(student.z.dtype, torch.float32)
     temperatures = student.temperature, teacher.temperature
@@ -47,7 +47,7 @@ def dino_loss(student: Outputs, teacher: Outputs, center: Tensor) -> Distillatio
 
 
 class _Distillation(torch.autograd.Function):
-    """The loss, some images at a time. Its gradients are made on the way, so that the logits are needed only once.
+    """The loss, some images at a time. The forward pass computes the gradients too, so logits are needed only once.
 
     With P the sum of the targets that a crop is paired with, and n their number, the gradient of its logits is
     (n softmax - P) / temperature / (2(V-1)B).
@@ -61,13 +61,13 @@ class _Distillation(torch.autograd.Function):
         at_once = max(1, LOGITS_AT_ONCE // ((num_views + 2) * num_prototypes))
         losses, entropies, grads = [], [], []
         mean, grad_w = torch.zeros((), device=z.device), None
-        for some, targets_z in zip(torch.split(z, at_once, 1), torch.split(teacher_z, at_once, 1), strict=True):
+        for chunk, targets_z in zip(torch.split(z, at_once, 1), torch.split(teacher_z, at_once, 1), strict=True):
             logits = (targets_z.flatten(0, 1).to(w.dtype) @ teacher_w.T).to(z.dtype).sub_(center).div_(temps[1])
             p = logits.softmax(-1).view(2, -1, num_prototypes)
             entropies.append(-(p * logits.log_softmax(-1).view_as(p)).sum(-1))
             mean = mean + p.sum((0, 1)) / (2 * num_images)
             targets = [p[1], p[0], *[p.sum(0)] * (num_views - 2)]
-            x = some.flatten(0, 1).to(w.dtype)
+            x = chunk.flatten(0, 1).to(w.dtype)
             logs = (x @ w.T).to(z.dtype).div_(temps[0]).log_softmax(-1).view(num_views, -1, num_prototypes)
             losses.append(torch.stack([(t * s).sum(-1) for t, s in zip(targets, logs, strict=True)]))
             slopes = logs.exp_()
@@ -75,7 +75,7 @@ class _Distillation(torch.autograd.Function):
             for t, slope in zip(targets, slopes, strict=True):
                 slope.sub_(t)
             y = slopes.flatten(0, 1).to(w.dtype)
-            grads.append((y @ w).to(z.dtype).view_as(some))
+            grads.append((y @ w).to(z.dtype).view_as(chunk))
             grad_w = y.T @ x if grad_w is None else grad_w.to(z.dtype) + y.T @ x
         pairs = 2 * (num_views - 1)
         ctx.save_for_backward(torch.cat(grads, 1), grad_w)
@@ -102,7 +102,7 @@ def entropy(p: Tensor) -> Tensor:
 
 @torch.no_grad()
 def information(p: Tensor) -> Tensor:
-    """Information of assignments `p` (..., K) about their image: entropy of the mean less mean entropy, 0-d, in nats.
+    """Information of assignments `p` (..., K) about their image: entropy of the mean minus mean entropy, 0-d, in nats.
 
     It is 0 when all rows are alike, and at most the logarithm of the number of rows or of K.
     """

@@ -1,8 +1,8 @@
 """DINO: self-distillation with no labels (Caron et al., ICCV 2021, arXiv 2104.14294).
 
 A student sees all crops of an image and learns to predict the output of its own slow average, the teacher, which
-sees the two global ones. Centering keeps one output from winning everywhere, sharpening keeps the output from
-becoming uniform; together they prevent collapse.
+sees the two global crops. Centering keeps one output from winning everywhere; sharpening (a low temperature) keeps the
+outputs from becoming uniform. Together they prevent collapse.
 """
 
 from collections.abc import Mapping, Sequence
@@ -107,12 +107,12 @@ class DINO(Method):
         assert isinstance(config.num_prototypes, int) and config.momentum != "auto"
         self.config, self.start_momentum = config, float(config.momentum)
         self.student = self._network(make_backbone(config.drop_path))
-        # Built again rather than copied: the teacher has no drop path.
+        # The teacher is built anew, not copied, because it has no drop path.
         self.teacher = self._network(make_backbone(0.0)).requires_grad_(False)
         self.teacher.load_state_dict(self.student.state_dict())
         self.center: Tensor
         self.register_buffer("center", torch.zeros(1, config.num_prototypes))
-        self._teacher_sum: Tensor | None = None
+        self._teacher_sum: Tensor | None = None  # sum over the micro-batches of a step, for the center
         self._num_summed = 0
 
     def _network(self, backbone: Backbone) -> Network[DINOHead]:
@@ -154,7 +154,7 @@ class DINO(Method):
 
     def before_step(self, clock: Clock) -> None:
         if clock.epoch < self.config.freeze_last_layer:
-            # None and not zero: the optimizer then skips them, with decay and moments.
+            # With None, not zero, the optimizer skips them entirely: no decay, and no change of their moments.
             for p in self.student.head.last_layer.parameters():
                 p.grad = None
 
@@ -162,7 +162,8 @@ class DINO(Method):
     def after_step(self, clock: Clock, ok: Tensor) -> None:
         assert self._teacher_sum is not None, "after_step comes after forward"
         mean = distributed.all_mean(self._teacher_sum / self._num_summed)
-        # Logits are linear: their mean is that of the mean, and `bottleneck_dim` numbers travel instead of K.
+        # Logits are linear, so the mean of the logits is the logits of the mean: processes exchange `bottleneck_dim`
+        # numbers instead of K.
         logits = self.teacher.head.last_layer(mean)
         moved = self.center.lerp(logits, 1 - self.config.center_momentum)
         self.center.copy_(torch.where(ok.bool(), moved, self.center))

@@ -69,7 +69,7 @@ class MSNConfig(MethodConfig):
     head_batchnorm: bool = True
     """BatchNorm in the head."""
     head_per_size: bool = True
-    """Run the head on the random anchors and on the focal ones apart, so that BatchNorm has statistics of each."""
+    """Run the head separately on random and on focal anchors, so that BatchNorm has statistics for each."""
     temperature: Annotated[float, CHANGEABLE] = 0.1
     """Temperature of the anchors' assignments."""
     sharpening: Annotated[float, CHANGEABLE] = 0.25

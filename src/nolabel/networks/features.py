@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class Features(NamedTuple):
-    """Features of a batch of images. Both widths are equal but for networks with a layer between map and classifier."""
+    """Features of a batch of images. Both widths are equal, except with a layer between the map and the classifier."""
 
     pooled: Tensor
-    """(B, D): the class token of a ViT, the spatial mean of a CNN; what timm gives without a classifier."""
+    """(B, D): the class token of a ViT, the spatial mean of a CNN; timm's output without a classifier."""
     patches: Tensor
     """(B, N, D): one vector per location, row by row."""
     grid: tuple[int, int]
@@ -61,9 +61,9 @@ def read_features(model: Any, x: Tensor) -> Features:
 
 @lru_cache(maxsize=1024)
 def find_grid(num_tokens: int, num_prefix: int | None, height: int, width: int) -> tuple[int, tuple[int, int]]:
-    """The number of tokens in front of the patches, and rows and columns of these in an image of height x width.
+    """The number of tokens in front of the patches, and the rows and columns of the patches of a height x width image.
 
-    Locations are about square, so the rows and columns are those with the image's aspect. TypeError if none has it.
+    Patches are about square, so rows and columns have the aspect of the image. TypeError if no such grid exists.
     """
     for prefix in range(MOST_PREFIX + 1) if num_prefix is None else (num_prefix,):
         number = num_tokens - prefix

@@ -1,6 +1,7 @@
 """Whether a timm network can be used, at which sizes, and how wide its features are.
 
-The answer comes from a forward pass on torch's meta device: shapes without values, and nearly without time and memory.
+The answer comes from a forward pass on torch's meta device. It has shapes without values, and takes hardly any time and
+memory.
 """
 
 import difflib
@@ -17,7 +18,7 @@ from nolabel.errors import UsageError
 from nolabel.networks.features import read_features
 
 FEWEST = 4
-"""Least number of locations of an image of a network's own size. Fewer are class tokens, and no map."""
+"""Least number of locations in an image of the network's own size. With fewer, the vectors are class tokens, no map."""
 
 
 class Form(NamedTuple):
@@ -32,7 +33,7 @@ class Form(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """Arguments with which a network takes the images, and the form of its features, or why there is none."""
+    """Arguments with which a network takes the images, with the form of its features or the reason why it has none."""
 
     options: dict[str, Any]
     form: Form | None
@@ -40,7 +41,7 @@ class Fit(NamedTuple):
 
 
 _FORMS: dict[tuple[str, int], Form | str] = {}
-"""Results of `measure` by network and size: a method builds two networks, and each view size is asked for once more."""
+"""Results of `measure` by network and size, because a method asks for the same network and size several times."""
 
 
 _BUILT: dict[str, Any] = {}
@@ -128,7 +129,7 @@ def fitted(name: str, options: Mapping[str, Any], image_size: int | None) -> tup
 
 
 def wrong_size(name: str, own: int, size: tuple[int, int], reason: str) -> UsageError:
-    """The error for images of `size` (rows, columns) that a network made for `own` pixels does not take."""
+    """The error for images of `size` (rows, columns), which a network made for `own` pixels does not take."""
     return UsageError(
         f"{name} does not take images of {size[0]}x{size[1]} px ({reason}).\n"
         f"Use {own} px throughout, or a network that takes any size: vit_small_patch16_224, resnet50, convnext_tiny.\n"
@@ -175,7 +176,7 @@ def first_words(error: BaseException) -> str:
 
 
 def _parameters(cls: type) -> set[str]:
-    """Names of the arguments of a class, with those that it hands on to its bases."""
+    """Names of the arguments of a class, with those that it passes on to its bases."""
     names: set[str] = set()
     for base in cls.__mro__:
         if not base.__module__.startswith("timm"):

@@ -30,7 +30,7 @@ class Prototypes(nn.Module):
 
 
 class _UnitRows(torch.autograd.Function):
-    """Rows of v (K, D) at the lengths g (K, 1). K is large, and torch's own way copies all rows ten times.
+    """Rows of v (K, D), scaled to the lengths g (K, 1). K is large, and torch's own way copies all rows ten times.
 
     On a CPU a few rows go through all operations before the next, so that they are read from memory once.
     """
@@ -125,9 +125,9 @@ class DenseProjector(nn.Module):
     """DenseCL's two projectors side by side (Wang et al. 2021); without the dense one it is MoCo v2's.
 
     Pooled features (B, dim) to (B, out_dim), patches (B, N, patch_dim) to (B, N, out_dim), neither normalised; by
-    default both widths are `dim`. Two layers with
-    biases, ReLU between and no BatchNorm. The pooled layers start Kaiming-normal (fan-in) with zero biases, the dense
-    ones as torch starts a 1x1 convolution, which is what a Linear on each patch is.
+    default both widths are `dim`. Each projector has two layers with biases, ReLU between and no BatchNorm. The pooled
+    layers start Kaiming-normal (fan-in) with zero biases. The dense layers start as torch starts a 1x1 convolution: a
+    Linear on each patch is one.
     """
 
     def __init__(

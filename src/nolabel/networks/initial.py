@@ -11,12 +11,12 @@ def is_plain_vit(name: str) -> bool:
 
 
 def is_resnet(name: str) -> bool:
-    """Whether a timm name is that of a ResNet. Those of the papers have no stochastic depth."""
+    """Whether a timm name is that of a ResNet. The ResNets of the papers have no stochastic depth."""
     return timm.model_entrypoint(name).__module__ == "timm.models.resnet"
 
 
 def initialize_vit(model: VisionTransformer) -> None:
-    """timm's initialisation is DINO's (A1.1) but for the class token (std 1e-6 against 0.02)."""
+    """Start the class token as DINO does, with std 0.02; timm has 1e-6. The rest of timm's start is DINO's (A1.1)."""
     if model.cls_token is not None:
         nn.init.trunc_normal_(model.cls_token, std=0.02)
 

@@ -10,7 +10,7 @@ H = TypeVar("H", bound=nn.Module)
 
 
 class Network(nn.Module, Generic[H]):
-    """A backbone and a head; a method calls them by itself."""
+    """A backbone and a head, without `forward`: each method calls them in its own way."""
 
     def __init__(self, backbone: Backbone, head: H) -> None:
         super().__init__()

@@ -15,9 +15,9 @@ WAYS: tuple[Resampling, ...] = get_args(Resampling)
 
 
 def resample(positions: Tensor, stored: tuple[int, int], grid: tuple[int, int], way: Resampling) -> Tensor:
-    """Positions (1, rows * columns, D) of the grid `stored` as those of another `grid`; the same tensor for the same.
+    """Positions (1, rows * columns, D) of the grid `stored`, resampled to `grid`; the same tensor for an equal grid.
 
-    `way` is "dino" or "msn": timm's is its own.
+    `way` is "dino" or "msn": for "timm" the network resamples by itself.
     """
     if grid == stored:
         return positions
@@ -46,7 +46,7 @@ def use_resampling(model: Any, way: Resampling) -> bool:
 
 
 def _add_positions(model: Any, way: Resampling, x: Tensor) -> Tensor:
-    """Tokens (B, prefix + N, D) of patches (B, rows, columns, D), as timm makes them but for the resampling."""
+    """Tokens (B, prefix + N, D) of patches (B, rows, columns, D), as timm makes them except for the resampling."""
     number = 0 if model.no_embed_class else model.num_prefix_tokens
     positions = model.pos_embed
     stored, grid = tuple(model.patch_embed.grid_size), (x.shape[1], x.shape[2])

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 def auto_momentum(total_steps: int) -> float:
-    """Momentum at the start of a run of that length, 0.99 to 0.9995: the teacher remembers about a sixtieth of it.
+    """Momentum at the start of a run of `total_steps`, from 0.99 to 0.9995: the teacher remembers 1/60 of the run.
 
-    Our choice for short runs (docs/methods/dino.md); the papers' are for hundreds of thousands of steps.
+    Our choice for short runs (docs/methods/dino.md); the values of the papers are for hundreds of thousands of steps.
     """
     return 1 - min(max(60 / total_steps, 0.0005), 0.01)
 

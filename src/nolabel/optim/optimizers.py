@@ -41,7 +41,7 @@ class OptimConfig:
     sgd_momentum: Annotated[float, CHANGEABLE] = 0.9
     """Momentum of SGD and LARS."""
     lars_rate: Annotated[Literal["outside", "inside"], FIXED] = "outside"
-    """Place of LARS's learning rate. outside: it scales the momentum (DINO); inside: what enters it (SimCLR)."""
+    """Place of LARS's learning rate. outside: it scales the momentum (DINO); inside: the gradient (SimCLR)."""
 
 
 class LARS(torch.optim.Optimizer):

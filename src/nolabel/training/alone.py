@@ -1,4 +1,4 @@
-"""The state of torch that nolabel changes while it works, and gives back to the program that called it."""
+"""The state of torch that nolabel changes while it works, and restores for the program that called it."""
 
 import contextlib
 import threading
@@ -13,9 +13,9 @@ _BUSY = threading.Lock()
 
 @contextlib.contextmanager
 def own_state() -> Iterator[None]:
-    """Work with torch's defaults within the block; afterwards threads, random state, gradient mode are as before.
+    """Use torch's defaults within the block; afterwards threads, random state and gradient mode are as before.
 
-    UsageError where another thread is in such a block: both would draw from one generator, and neither could be
+    UsageError where another thread is in such a block: both would draw from one generator, so neither run could be
     repeated.
     """
     if not _BUSY.acquire(blocking=False):

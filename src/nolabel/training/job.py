@@ -59,7 +59,7 @@ class Job:
 
     config: TrainConfig[Any]
     written: TrainConfig[Any]
-    """The settings as they are in config.yaml: `config` but for what depends on the number of processes."""
+    """The settings as they are in config.yaml: `config` except for what depends on the number of processes."""
     device: torch.device
     method: Method
     model: nn.Module

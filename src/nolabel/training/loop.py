@@ -6,10 +6,13 @@ One step, top to bottom: views of a batch of images -> loss -> gradient -> clip 
 A `Job` holds the parts of a run (settings, method, optimizer, stream of views); its `History` holds what changes.
 `resolved(x)` is the value of a setting that may be `auto`; `resolve` has replaced it before the first step.
 
-Three properties come from the shape of the loop. Every schedule and all randomness are functions of the step, so a
-resumed run repeats the uninterrupted one bit by bit. A step whose loss or gradient is not finite moves nothing that
-remembers: no weight, no teacher, no center; `recovery.py` decides what follows. And nothing flows back: a method never
-sees the loop.
+Three properties come from the shape of the loop. First, every schedule and all randomness are functions of the step,
+so a resumed run repeats the uninterrupted one bit by bit. Second, a step whose loss or gradient is not finite moves
+nothing that remembers: no weight, no teacher, no center; `recovery.py` decides what follows. Third, a method never sees
+the loop.
+
+"Host" is the program on the CPU, "device" is where tensors are. On a GPU the host runs ahead of the device, and waits
+for it only where it reads a value.
 """
 
 import signal
@@ -36,14 +39,14 @@ CHECKPOINT_SECONDS = 600
 
 
 def train_to_the_end(job: Job, first_step: int, records: list[Record], signal_number: Callable[[], int]) -> None:
-    """Run the loop, once more from the last checkpoint where a roll-back may help."""
-    with tracked(job.config.tracker, job.out):
+    """Run the loop. Roll back to the last checkpoint and go on where too many steps were not finite and it may help."""
+    with tracked(job.config.tracker, job.out):  # copies the metrics to TensorBoard, if asked
         while True:
             try:
                 return loop(job, first_step, records, signal_number)
             except Unstable as error:
                 if not error.roll_back or not state.has_checkpoint(job):
-                    state.capture(job, error.step)
+                    state.capture(job, error.step)  # keeps the state before the bad step, to repeat it later
                     raise
                 first_step, records = recovery.roll_back(job, error)
 
@@ -51,25 +54,26 @@ def train_to_the_end(job: Job, first_step: int, records: list[Record], signal_nu
 def loop(job: Job, first_step: int, records: list[Record], signal_number: Callable[[], int]) -> None:
     """Take all steps from `first_step` on; measure, log and save between them.
 
-    `records` are the steps since the last log line of a resumed run. `signal_number` gives the signal that came, or 0.
+    `records` are the steps of a resumed run since its last log line. `signal_number` returns the number of the signal
+    that came from the system, such as Ctrl-C, or 0.
     """
     config, steps = job.config, range(first_step, job.total_steps)
     with (
-        watch_processes(job.out, first_step) as pulse,  # the other processes see that this one lives
-        progress(first_step, job.total_steps, distributed.is_main()) as show,  # the live line
+        watch_processes(job.out, first_step) as pulse,  # each beat shows the other processes that this one is alive
+        progress(first_step, job.total_steps, distributed.is_main()) as show,  # writes the live line
     ):
         pulse.beat(first_step, "evaluating")
-        # The fixed images that the network is measured on, with the signals so far.
+        # The main process has the fixed images that the network is measured on, and the results so far.
         watch = monitor.open_monitor(job) if distributed.is_main() else None
         if watch and first_step == 0:
             monitor.evaluate_now(job, watch, 0)
-        stream = job.batches(steps, resolved(config.workers), job.device.type == "cuda")
-        window, saved = Window(records), time.monotonic()
+        stream = job.batches(steps, resolved(config.workers), pin=job.device.type == "cuda")
+        window, saved_at = Window(records), time.monotonic()
         for step in steps:
             pulse.beat(step)
             take_step(job, stream, window, step)
             done, due = step + 1, what_is_due(job, step + 1)
-            # Reading `ok` on the host waits for the device: each step on a CPU, else where the host waits anyway.
+            # Reading `ok` makes the host wait for the device. On a GPU it is read only where the host waits anyway.
             if job.device.type == "cpu" or due.log or due.save:
                 recovery.judge_steps(job, window.take_unread())
                 window.end_step()
@@ -80,21 +84,21 @@ def loop(job: Job, first_step: int, records: list[Record], signal_number: Callab
                 if watch and (measured := monitor.evaluate_now(job, watch, done)):
                     show(done, measured)
             number = asked_to_stop(job, signal_number, due)
-            if due.save or number or is_late(saved):
+            if due.save or number or is_late(saved_at):
                 pulse.beat(done, "saving")
-                recovery.judge_steps(job, window.take_unread())  # a state is saved only when it is known to be good
+                recovery.judge_steps(job, window.take_unread())  # only a state that is known to be good is saved
                 state.checkpoint(job, done, window.records)
-                saved = time.monotonic()
+                saved_at = time.monotonic()
             if number and not due.last:
                 raise Stopped(number, config.out)
 
 
 def take_step(job: Job, stream: Iterator[Batch], window: "Window", step: int) -> None:
-    """Wait for the batch of a step, take the step, and note both in the window."""
+    """Wait for the batch of a step, take the step, and add its values and times to the window."""
     started = time.monotonic()
     batch = next(stream)
     waited = time.monotonic() - started
-    with enough_memory(job.config, step):  # names the settings to lower, if memory runs out
+    with enough_memory(job.config, step):  # if memory runs out, the error names the settings to lower
         values = training_step(job, on_device(job, batch), job.clock(step))
     window.add(step, values, batch, started, waited)
     feeding.note_batch(job, batch, step + 1)
@@ -110,23 +114,23 @@ class Window:
     """Time at which the last step began."""
 
     def add(self, step: int, values: Record, batch: Batch, started: float, waited: float) -> None:
-        """Add a step with its times: seconds in all and waited for images, milliseconds per image."""
+        """Add a step with its times: seconds in all, seconds of waiting for images, milliseconds per image."""
         self.started = started
         loading = {"waited": waited, "decode_ms": batch.decode_ms, "crop_ms": batch.crop_ms}
         self.records.append({**values, "seconds": time.monotonic() - started, **loading})
         self.unread.append((step, values))
 
     def end_step(self) -> None:
-        """Measure the last step again, now with the time of the device: the host has waited for it."""
+        """Measure the time of the last step again: now the device is done, because the host has waited for it."""
         self.records[-1]["seconds"] = time.monotonic() - self.started
 
     def take_records(self) -> list[Record]:
-        """Give the records and begin a new window."""
+        """Return the records and begin a new window."""
         taken, self.records = self.records, []
         return taken
 
     def take_unread(self) -> list[tuple[int, Record]]:
-        """Give the unread steps, which count as read from here on."""
+        """Return the unread steps; they count as read from here on."""
         taken, self.unread = self.unread, []
         return taken
 
@@ -147,15 +151,16 @@ def what_is_due(job: Job, done: int) -> Due:
     return Due(last, *(last or done % steps == 0 for steps in every))
 
 
-def is_late(saved: float) -> bool:
-    """Whether a checkpoint is due by the clock. Not in several processes: their clocks differ."""
-    return not distributed.active() and time.monotonic() - saved > CHECKPOINT_SECONDS
+def is_late(saved_at: float) -> bool:
+    """Whether a checkpoint is due by the clock. Always False in several processes: their clocks differ."""
+    return not distributed.active() and time.monotonic() - saved_at > CHECKPOINT_SECONDS
 
 
 def asked_to_stop(job: Job, signal_number: Callable[[], int], due: Due) -> int:
     """The number of the signal that asks to stop, or 0.
 
-    Processes agree at log steps: asking at every step would cost a synchronisation.
+    Several processes agree at log steps only: at every step it would cost a synchronisation. A process that got no
+    signal itself stops as for SIGTERM.
     """
     if not distributed.active():
         return signal_number()

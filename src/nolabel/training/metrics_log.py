@@ -17,9 +17,10 @@ class Collapsed(NumericError):
     """The health monitor gave an alarm, and the settings ask to stop then."""
 
 
-def log(job: Job, images: Monitor | None, window: Sequence[Record], done: int) -> dict[str, Any]:
+def log(job: Job, watch: Monitor | None, window: Sequence[Record], done: int) -> dict[str, Any]:
     """Write the means over the good steps since the last log line to metrics.jsonl and return them.
 
+    `watch` is the monitor of the main process, None in the others. `window` are the records of the steps.
     Raises Collapsed where the health monitor gives an alarm and the settings ask to stop.
     """
     names = list(window[0])
@@ -38,12 +39,12 @@ def log(job: Job, images: Monitor | None, window: Sequence[Record], done: int) -
     note_loader(job, record, done)
     record |= {"weight_norm": _weight_norm(job)}
     words = ""
-    if images is not None:
+    if watch is not None:
         line = {"step": done, "epoch": done / job.steps_per_epoch, **record}
-        images.history.append(line)
+        watch.history.append(line)
         with optional_write("metrics.jsonl or status.json"):
             files.append_jsonl(job.out / "metrics.jsonl", line)
-        health = judge_health(job, images)
+        health = judge_health(job, watch)
         words = health.words if health.alarm else ""
         record |= {"health": health.kind}
     if job.config.stop_on_collapse and distributed.any_process(bool(words), job.device):

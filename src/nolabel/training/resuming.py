@@ -88,4 +88,4 @@ def _saved_before(run: Run) -> str:
     reached = max((step for step in steps if isinstance(step, int)), default=0)
     if reached <= 0 or any(e.get("event") == "start" for e in events):
         return ""
-    return f"has been at step {reached}, its events.jsonl does not say whether it was saved"
+    return f"has been at step {reached}, its events.jsonl does not show whether it was saved"

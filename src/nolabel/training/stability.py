@@ -1,7 +1,7 @@
 """Policy for steps that are not finite (skip, roll back, stop), and detection of loss spikes.
 
-A step that is not finite moves nothing (`step.training_step` sees to that on the device), so skipping is going on. A
-few are the ordinary luck of mixed precision and odd images; many mean that the weights themselves have become useless.
+A step that is not finite moves nothing (`step.training_step` sees to that on the device), so to skip it is to go on. A
+few such steps are normal with mixed precision and odd images; many mean that the weights themselves are useless.
 """
 
 from collections.abc import Sequence

@@ -23,12 +23,13 @@ from nolabel.views import normalize, render
 def training_step(job: Job, views: Sequence[Tensor], clock: Clock) -> Record:
     """One optimizer step on normalised views (B, 3, size, size), B the share of this process. Returns what to log.
 
-    "ok" (0-d) is 0 when the loss (in fp16: the loss, else also a gradient) is not finite; nothing has moved then.
+    "ok" (0-d) is 0 where the loss or a gradient is not finite; nothing has moved then. In fp16 an infinite gradient
+    moves nothing either, but "ok" stays 1: the scaler finds its scale in this way.
     """
     config, method, optim = job.config, job.method, job.optimizer
     torch.manual_seed(int(generator("step", config.seed, clock.step, distributed.rank()).integers(2**62)))
     scheduled = set_schedules(optim, config.optim, config.batch_size, clock)
-    statistics = _running_statistics(method)
+    statistics = _running_statistics(method)  # of BatchNorm, with their values before the step
     before = [_joined(group) for group in statistics]
     optim.zero_grad(set_to_none=True)
 
@@ -40,8 +41,8 @@ def training_step(job: Job, views: Sequence[Tensor], clock: Clock) -> Record:
     method.before_step(clock)
     optim.found_inf = 1 - ok  # type: ignore[attr-defined]  # the fused optimizers skip the step on the device
     optim.step()
-    for group, values in zip(statistics, before, strict=True):  # they have moved in the forward pass: put them back
-        kept = torch.where(ok.bool(), _joined(group), values)
+    for group, values in zip(statistics, before, strict=True):  # moved by the forward pass
+        kept = torch.where(ok.bool(), _joined(group), values)  # those from before where the step is not ok
         torch._foreach_copy_(group, _apart(kept, group))
     method.after_step(clock, ok)
     if job.scaler.is_enabled():
@@ -51,7 +52,7 @@ def training_step(job: Job, views: Sequence[Tensor], clock: Clock) -> Record:
 
 
 def _running_statistics(method: Method) -> list[list[Tensor]]:
-    """The buffers of BatchNorm, by dtype: a forward pass moves them. All else that remembers waits for `after_step`."""
+    """The buffers of BatchNorm, by dtype. A forward pass moves them; all else that remembers moves in `after_step`."""
     groups: dict[torch.dtype, list[Tensor]] = {}
     for norm in (m for m in method.modules() if hasattr(m, "running_mean")):
         for buffer in norm.buffers(recurse=False):
@@ -65,7 +66,7 @@ def _joined(tensors: list[Tensor]) -> Tensor:
 
 
 def _apart(row: Tensor, like: list[Tensor]) -> list[Tensor]:
-    """The inverse of `_joined`."""
+    """The inverse of `_joined`: tensors of the shapes of `like`."""
     pieces = torch.split(row, [t.numel() for t in like])
     return [piece.view_as(t) for piece, t in zip(pieces, like, strict=True)]
 
@@ -78,7 +79,7 @@ def _forward_backward(job: Job, views: Sequence[Tensor], clock: Clock) -> dict[s
     assert precision != "auto", "resolve comes first"
     total: dict[str, Tensor] = {}
     for i in range(number):
-        more = i < number - 1
+        more = i < number - 1  # processes average their gradients once per step, at the last micro-batch
         with distributed.gradients_stay(job.model) if more else contextlib.nullcontext():
             with autocast(job.device, precision):
                 metrics = _forward(job, [p[i] for p in pieces], clock)
@@ -105,6 +106,6 @@ def _forward(job: Job, views: list[Tensor], clock: Clock) -> Mapping[str, Any]:
 def on_device(job: Job, batch: Batch) -> list[Tensor]:
     """The normalised views (B, 3, size, size) of a batch on the device of the run."""
     mean, std = job.config.mean, job.config.std
-    if batch.sources:
+    if batch.sources:  # whole images, whose views are cut on the device
         return render(batch.sources, job.stream.views, job.device, mean, std)
     return [normalize(v.to(job.device, non_blocking=True), mean, std) for v in batch.views]

@@ -1,4 +1,4 @@
-"""Tensors of a .pth or .bin file, opened without running code of it, and words for what else such a file holds."""
+"""Tensors of a .pth or .bin file, read without running its code; errors describe what else such a file holds."""
 
 import pickle
 import re
@@ -15,7 +15,7 @@ from torch import Tensor
 from nolabel.errors import DataError
 
 MOST_NAMED = 8
-"""Number of keys of a file that an error names."""
+"""Largest number of keys of a file that an error names."""
 
 
 def read_pickled(path: Path) -> dict[str, Tensor]:
@@ -49,8 +49,8 @@ def _cannot_open(path: Path, error: Exception) -> DataError:
     key = next((k for k in ("teacher", "student", "state_dict", "model") if k in keys), "")
     part = f"[{key!r}]" if key else ""
     return DataError(
-        f"{path} holds objects of {', '.join(classes)[:100]} beside tensors, and nolabel opens none.{inside}\n"
-        "Where you trust it, save the network alone, and give that file to nolabel:\n"
+        f"{path} holds objects of {', '.join(classes)[:100]} beside tensors, which nolabel never opens.{inside}\n"
+        "If you trust the file, save the network alone, and give that file to nolabel:\n"
         f"  torch.save(torch.load({path.name!r}, weights_only=False){part}, 'weights.pth')"
     )
 
@@ -60,12 +60,12 @@ def _nested(path: Path, loaded: Mapping[Any, Any]) -> DataError:
         str(k): sum(isinstance(x, Tensor) for x in v.values()) for k, v in loaded.items() if isinstance(v, Mapping)
     }
     networks = {k: n for k, n in parts.items() if n}
-    found = [f"{k} ({networks[k]} tensors)" if k in networks else k for k in map(str, loaded)]
+    content = [f"{k} ({networks[k]} tensors)" if k in networks else k for k in map(str, loaded)]
     if not networks:
-        return DataError(f"{path} holds no tensors: found {_list(found)}. Expected the state dict of a network.")
+        return DataError(f"{path} holds no tensors: found {_list(content)}. Expected the state dict of a network.")
     best = next((k for k in ("teacher", "state_dict", "model") if k in networks), next(iter(networks)))
     return DataError(
-        f"{path} holds no network at its top: found {_list(found)}.\n"
+        f"{path} holds no network at its top: found {_list(content)}.\n"
         "Save the part that is the network, its names as timm has them, and give that file to nolabel:\n"
         f"  torch.save(torch.load({path.name!r}, weights_only=False)[{best!r}], 'weights.pth')"
     )

@@ -89,7 +89,7 @@ def test_utf_16_without_its_mark(root: Path) -> None:
 def test_two_readings(root: Path) -> None:
     with pytest.raises(DataError, match=r"two columns of it are paths .* in the line photos/d.png\\ta.png"):
         scan(write(root, "photos/d.png\ta.png", "photos/e.JPG\tb.png"))
-    with pytest.raises(DataError, match=r"photos/d.png stands twice in it, as cat and as dog"):
+    with pytest.raises(DataError, match=r"photos/d.png is listed twice, as cat and as dog"):
         scan(write(root, "photos/d.png,cat", "photos/d.png,dog"))
     with pytest.raises(DataError, match="its first is id,label"):
         scan(write(root, "id,label", "1,cat"))

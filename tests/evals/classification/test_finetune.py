@@ -311,7 +311,7 @@ def test_the_rate_is_chosen_on_val_and_never_on_test(
     result = run(PROTOCOL, loaded, splits_folder, config)
     assert seen == [("train", 3), ("train", 3), ("test", 12)]
     assert (result["metrics"]["100 %"]["chosen_on"], result["metrics"]["100 %"]["images"]) == ("10 % of train", 36)
-    with pytest.raises(DataError, match="One image a class leaves none"):
+    with pytest.raises(DataError, match="One image per class leaves none"):
         run(PROTOCOL, loaded, splits_folder, replace(config, fractions=(0.1,)))
 
 

@@ -202,7 +202,7 @@ def test_classes_as_floats(tmp_path: Path) -> None:
 def test_doubled_boxes_count_once(tmp_path: Path) -> None:
     boxed = scan_boxed(yolo(tmp_path / "yolo", [*LINES, LINES[0]]))
     assert is_right(boxed)
-    assert boxed.notes[0].startswith("2 objects of train that stand twice")
+    assert boxed.notes[0].startswith("2 objects of train that are listed twice")
 
     def double(content: dict[str, Any]) -> None:
         content["annotations"].append(content["annotations"][0] | {"id": 99})

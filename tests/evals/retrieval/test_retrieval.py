@@ -177,7 +177,7 @@ def _self(gnd: dict[str, Any]) -> None:
         (lambda g: g["gnd"].pop(), "as long as qimlist"),
         (lambda g: g.pop("qimlist"), "cannot be read"),
         (lambda g: g.__setitem__("gnd", [3] * 4), "lists of indices"),
-        (_twice, "stands twice in imlist"),
+        (_twice, "is twice in imlist"),
         (_self, "would find itself"),
     ],
 )

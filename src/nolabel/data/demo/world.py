@@ -1,8 +1,8 @@
 """The demo world: small pictures of ten shapes, drawn on the spot, so that a first run needs no download.
 
 The class is the outline of the object and nothing else. Colour, texture, pose, size, place, light, background, clutter
-and occluders are random in every picture, so raw pixels tell little about it. One seed with two classes is the same
-scene with another outline; one seed at two sizes is the same scene, sharper.
+and occluders are random in every picture, so raw pixels hold little information about the class. One seed with two
+classes is the same scene with another outline; one seed at two sizes is the same scene, sharper.
 
 A picture is a function of (class, seed, size), the same on every machine; `data/demo/scene.py` draws it.
 """
@@ -57,7 +57,7 @@ def write(folder: str | Path, num_train: int, num_val: int, size: int, seed: int
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not an empty folder.\nName another folder, or remove it first.")
     if not 0 <= seed < 2**31 or max(num_train, num_val) >= 2**31:
-        raise UsageError(f"seed {seed}: a world's seed lies between 0 and 2**31 - 1, like its number of pictures.")
+        raise UsageError(f"seed {seed}: a world's seed is from 0 to 2**31 - 1, like its number of pictures.")
     for part, (split, num_images) in enumerate((("train", num_train), ("val", num_val))):
         for name in CLASSES:
             (folder / split / name).mkdir(parents=True)

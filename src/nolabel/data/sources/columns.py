@@ -11,7 +11,7 @@ from nolabel.data.selection import SUFFIXES
 from nolabel.data.splits import split_of
 
 SAMPLE = 200
-"""Lines by which the form of the text is judged."""
+"""Number of lines by which the form of the text is judged."""
 
 LABEL_WORDS = ("label", "labels", "class", "classname", "class_name", "category", "target", "species")
 SPLIT_WORDS = ("split", "set", "subset", "partition", "phase")
@@ -25,7 +25,7 @@ class Rows(NamedTuple):
 
     paths: list[str]
     labels: list[tuple[str, ...]] | None
-    """(class,), (split, class) or () for each path; None without one column of labels."""
+    """(class,), (split, class) or () for each path; None where no column is that of the labels."""
 
 
 Cells = list[str]
@@ -37,7 +37,7 @@ def text_encoding(start: bytes) -> str | None:
 
 
 def split_lines(data: bytes) -> list[str]:
-    """The lines that are not empty, without their ends. Bytes that are not UTF-8 are kept where no mark is there."""
+    """The lines that are not empty, without line ends. In a text without a mark, bytes that are not UTF-8 are kept."""
     encoding = text_encoding(data)
     if encoding:
         return [line for line in data.decode(encoding).splitlines() if line.strip()]
@@ -46,9 +46,10 @@ def split_lines(data: bytes) -> list[str]:
 
 
 def read_rows(lines: Sequence[str], exists: Callable[[str], bool]) -> Rows:
-    """The paths that the lines name. `exists` tells whether there is a file at a path of the list.
+    """The paths in the lines. `exists` returns whether there is a file at a path of the list.
 
-    Lines are plain paths where they end like images. ValueError shows the line where two readings are possible.
+    Where lines end like images and such files exist, each line is a path; else the lines are a table. ValueError shows
+    a line where two columns may be the paths.
     """
     if (rows := _json(lines)) is not None:
         return _from_table(rows, lines)
@@ -78,11 +79,13 @@ def _by(delimiter: str) -> Callable[[str], Cells]:
 
 
 def _after_the_path(line: str) -> Cells:
+    """`my photo.jpg 3` -> the path, which may hold blanks, and what is after it."""
     match = _AFTER_SUFFIX.fullmatch(line.strip())
     return [match[1], *match[2].split()] if match else [line.strip()]
 
 
 def _before_the_path(line: str) -> Cells:
+    """`3 my photo.jpg` -> what is before the path, and the path."""
     return line.strip().split(None, 1)
 
 
@@ -90,7 +93,7 @@ _SPLITTERS = (*map(_by, "\t,;|"), _after_the_path, _before_the_path)
 
 
 def _worth(table: Sequence[Cells], exists: Callable[[str], bool]) -> tuple[int, int]:
-    """In the best column: how many files exist, and how many cells end like images."""
+    """Value of a way to split lines: of its best column, the number of files that exist, and of cells like images."""
     width = max(map(len, table), default=0)
     columns = [[row[at] for row in table if len(row) > at and _is_image(row[at])] for at in range(width)]
     return max(((sum(map(exists, cells)), len(cells)) for cells in columns), default=(0, 0))
@@ -122,7 +125,7 @@ def _from_table(rows: Sequence[Cells], lines: Sequence[str]) -> Rows:
 
 
 def _only(columns: Sequence[int], names: Sequence[str], words: Sequence[str]) -> int | None:
-    """The one column that is called so; without such a name the only column that there is."""
+    """The one column with a title in `words`; without such a title the only column that there is; else None."""
     named = [i for i in columns if i < len(names) and names[i] in words]
     chosen = named or (columns if not names or words != SPLIT_WORDS else [])
     return chosen[0] if len(chosen) == 1 else None
@@ -133,9 +136,9 @@ def _column(rows: Sequence[Cells], at: int | None) -> list[str] | None:
 
 
 def _labels(classes: Iterable[str], splits: Sequence[str] | None) -> list[tuple[str, ...]]:
-    found = [split_of(name) for name in splits] if splits else []
-    if found and all(found):
-        return [(split, name) if name else () for split, name in zip(found, classes, strict=True) if split]
+    known = [split_of(name) for name in splits] if splits else []
+    if known and all(known):
+        return [(split, name) if name else () for split, name in zip(known, classes, strict=True) if split]
     return [(name,) if name else () for name in classes]
 
 
@@ -144,21 +147,21 @@ def _json(lines: Sequence[str]) -> list[Cells] | None:
     if not lines or lines[0].lstrip()[:1] not in ("[", "{"):
         return None
     try:
-        found = json.loads("\n".join(lines))
+        content = json.loads("\n".join(lines))
     except (ValueError, RecursionError):
         try:
-            found = [json.loads(line) for line in lines]
+            content = [json.loads(line) for line in lines]
         except (ValueError, RecursionError):
             return None
-    if isinstance(found, dict):
-        lists = [value for value in found.values() if isinstance(value, list)]
-        flat = all(_is_image(str(key)) for key in found)
-        found = (
-            [[str(key), value] for key, value in found.items()] if flat else lists[0] if len(lists) == 1 else [found]
-        )
-    keys = dict.fromkeys(key for one in found if isinstance(one, dict) for key in one)
+    if isinstance(content, dict):
+        lists = [value for value in content.values() if isinstance(value, list)]
+        if all(_is_image(str(key)) for key in content):  # an object of paths and labels
+            content = [[str(key), value] for key, value in content.items()]
+        else:
+            content = lists[0] if len(lists) == 1 else [content]
+    keys = dict.fromkeys(key for one in content if isinstance(one, dict) for key in one)
     rows = [list(map(str, keys))] if keys else []
-    return rows + [_cells(one, list(keys)) for one in found]
+    return rows + [_cells(one, list(keys)) for one in content]
 
 
 def _cells(one: Any, keys: Sequence[str]) -> Cells:

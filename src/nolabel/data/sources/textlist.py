@@ -8,7 +8,7 @@ from nolabel.data.sources.columns import Rows, read_rows, split_lines, text_enco
 from nolabel.data.sources.folder import check_file, facts, has, read
 from nolabel.data.sources.source import Listing, Source, Tops
 
-START = 4096  # bytes that are looked at to know a text
+START = 4096  # bytes by which a text is recognised
 
 
 def recognises(path: str) -> bool:
@@ -21,9 +21,9 @@ def recognises(path: str) -> bool:
 
 
 def list_images(path: str, tops: Tops) -> Listing:
-    """The images that it names, with its labels; a file that is missing is left out.
+    """The images in the list, with its labels; a file that is missing is left out.
 
-    Raises ValueError where no file that it names is there, and for an image with two labels.
+    Raises ValueError where no file of the list is there, and for an image with two labels.
     """
     folder = os.path.dirname(path)
     with open(path, "rb") as file:
@@ -49,7 +49,7 @@ def _entries(folder: str, paths: Sequence[str]) -> Iterator[Entry]:
 
 
 def _check_some(folder: str, lines: Sequence[str], entries: Sequence[Entry]) -> None:
-    """ValueError with the path that was tried where all are missing, or with a line where none is that of an image."""
+    """ValueError where all files are missing, with the path that was tried, or where no line is a path of an image."""
     named = [entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES)]
     if lines and not named:
         raise ValueError(f"no line of it is the path of an image, its first is {lines[0][:120]}")
@@ -67,13 +67,13 @@ def _check_some(folder: str, lines: Sequence[str], entries: Sequence[Entry]) -> 
 
 
 def _labels_of(names: Sequence[str], rows: Rows) -> list[tuple[str, ...]] | None:
-    """The label of each name. ValueError for a path that stands twice with two labels."""
+    """The label of each name. ValueError for a path that is listed twice with two labels."""
     if rows.labels is None:
         return None
     labels: dict[str, tuple[str, ...]] = {}
     for path, label in zip(rows.paths, rows.labels, strict=True):
         if labels.setdefault(path, label) != label:
-            raise ValueError(f"{path} stands twice in it, as {'/'.join(labels[path])} and as {'/'.join(label)}")
+            raise ValueError(f"{path} is listed twice, as {'/'.join(labels[path])} and as {'/'.join(label)}")
     return [labels[name] for name in names]
 
 

@@ -95,7 +95,7 @@ class Trainer(NamedTuple):
         if val is None:
             held = tenth(_take(self.table, rows), least=1)
             if not held.any():
-                raise DataError("One image a class leaves none to choose the learning rate on: give one, --lrs 5e-4.")
+                raise DataError("One image per class leaves none to choose the learning rate on: give one, --lrs 5e-4.")
             rows, val, where = rows[~held], pick(self.train, rows[held].tolist()), "10 % of train"
         tried = []
         for lr in lrs:

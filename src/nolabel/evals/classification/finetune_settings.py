@@ -140,4 +140,4 @@ def check_finetune(config: FinetuneConfig) -> None:
     for name, low, high in _RANGES:
         value = getattr(config, name)
         if value is not None and not low <= value <= high:
-            raise UsageError(f"{name} must lie from {low} to {high}, not {value}.")
+            raise UsageError(f"{name} must be from {low} to {high}, not {value}.")

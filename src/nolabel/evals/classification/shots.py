@@ -54,7 +54,7 @@ def read_list(path: Path, ids: Sequence[str]) -> Tensor:
         if wrong:
             raise DataError(
                 f"{shown} {what}: {_some(wrong)}.\n"
-                "Expected one image a line, named as in train/ or by the end of its path."
+                "Expected one image per line, named as in train/ or by the end of its path."
             )
     chosen = [r[0] for r in rows]
     if not chosen or len(set(chosen)) < len(chosen):

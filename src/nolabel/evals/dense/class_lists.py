@@ -21,7 +21,7 @@ LISTS = (
     *("classes.json", "classes.yaml", "classes.yml", "classes.txt", "class_dict.csv", "classes.csv", "_classes.csv"),
     *("labelmap.txt", "label_map.txt", "label_colors.txt"),
 )
-"""Names of lists in the folder of the masks or above it; the first that is there counts."""
+"""Names of such lists, in the folder of the masks or above it; the first one that exists is used."""
 
 
 class Classes(NamedTuple):
@@ -29,8 +29,9 @@ class Classes(NamedTuple):
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
-    """The id of each class; with `colours` 65536 red + 256 green + blue."""
+    """The id of each class; with `colours` it is 65536 red + 256 green + blue."""
     void: tuple[int, ...]
+    """Ids of pixels that count for nothing."""
     others_void: bool = False
     """Every other id is void, too (Cityscapes' labelIds)."""
     colours: bool = False
@@ -42,22 +43,22 @@ def encode(mask: Tensor, classes: Classes, name: str) -> Tensor:
     if classes.colours:  # few of the 16 million that a table would hold
         values, places = torch.unique(mask, return_inverse=True)
         known = dict.fromkeys(classes.void, VOID) | {i: number for number, i in enumerate(classes.ids)}
-        found = torch.tensor([known.get(value, VOID - 1) for value in values.tolist()])[places]
+        numbers = torch.tensor([known.get(value, VOID - 1) for value in values.tolist()])[places]
     else:
         top = max(int(mask.max()), *classes.ids, *classes.void) + 1
         table = torch.full((top + 1,), VOID if classes.others_void else VOID - 1)
         table[list(classes.void)] = VOID
         table[list(classes.ids)] = torch.arange(len(classes.ids))
-        found = table[mask.clamp_min(-1)]  # -1, Cityscapes' licence plates, is the last entry
-    if (found < VOID).any():
-        unknown = [describe_id(i, classes.colours) for i in torch.unique(mask[found < VOID]).tolist()]
+        numbers = table[mask.clamp_min(-1)]  # -1, Cityscapes' licence plates, is the last entry
+    if (numbers < VOID).any():
+        unknown = [describe_id(i, classes.colours) for i in torch.unique(mask[numbers < VOID]).tolist()]
         void = ", ".join(describe_id(i, classes.colours) for i in classes.void)
         raise DataError(
             f"The mask {printable(name)} holds the ids {shown(unknown, 8)}, which are no class.\n"
             f"Classes are {shown([describe_id(i, classes.colours) for i in classes.ids], 12)}; void: {void}.\n"
-            "Name every id with --classes FILE (id: name), or the one that counts for nothing with --void ID."
+            "Name every id with --classes FILE (id: name), or with --void ID the one that counts for nothing."
         )
-    return found
+    return numbers
 
 
 def describe_id(number: int, colour: bool) -> str:
@@ -66,7 +67,7 @@ def describe_id(number: int, colour: bool) -> str:
 
 
 def find_classes(tree: Tree, masks: Sequence[str]) -> Classes:
-    """The classes in a list of LISTS, in the folder of the masks or above it; none where there is no list."""
+    """The classes in a file of LISTS, in the folder of the masks or above it; no classes where there is no list."""
     for folder in folders_above(masks):
         for name in LISTS:
             text = read_text(tree, f"{folder}{name}")
@@ -85,18 +86,18 @@ def load_classes(path: Path) -> Classes:
 
 
 def parse_classes(text: str, source: str) -> Classes:
-    """`id: name` as JSON or YAML (also below `classes` or `names`), one name per line from id 0, or names with colours.
+    """Classes from `id: name` in JSON or YAML (also below `classes` or `names`), one name per line, or with colours.
 
-    Raises DataError for text that is no list.
+    Lines count from id 0. Raises DataError for text that is no list; `source` is the name of the file.
     """
     try:
-        found: Any = _parse_lines(text) if source.endswith((".txt", ".csv")) else yaml.safe_load(text)
+        content: Any = _parse_lines(text) if source.endswith((".txt", ".csv")) else yaml.safe_load(text)
         for key in ("classes", "names", "labels"):
-            if isinstance(found, Mapping) and key in found:
-                found = found[key]
-        if isinstance(found, Sequence) and found and all(isinstance(one, Mapping) for one in found):
-            return _with_colours({_colour(one): str(one["name"]).strip() for one in found}, len(found))
-        pairs = found.items() if isinstance(found, Mapping) else enumerate(found)
+            if isinstance(content, Mapping) and key in content:
+                content = content[key]
+        if isinstance(content, Sequence) and content and all(isinstance(one, Mapping) for one in content):
+            return _with_colours({_colour(one): str(one["name"]).strip() for one in content}, len(content))
+        pairs = content.items() if isinstance(content, Mapping) else enumerate(content)
         ids = {int(key): str(name).strip() for key, name in pairs if str(name).strip()}
     except (yaml.YAMLError, ValueError, TypeError, KeyError, StopIteration):
         ids = {}
@@ -104,7 +105,7 @@ def parse_classes(text: str, source: str) -> Classes:
         raise DataError(
             f"{printable(source)} is no list of classes.\n"
             "Expected `id: name` lines (YAML or JSON), ids from 0 to 65535 and no name twice, or a .txt with one name\n"
-            "a line; for masks in colours a list of objects with name and color (JSON, YAML), or a CSV of name,r,g,b."
+            "per line; for masks in colours a list of objects with name and color (JSON, YAML), or a CSV of name,r,g,b."
         )
     void = tuple(i for i, name in ids.items() if name.lower() in VOID_NAMES)
     kept = {i: ids[i] for i in sorted(ids) if i not in void}

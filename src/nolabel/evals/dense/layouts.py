@@ -104,7 +104,7 @@ def _find(
 
 
 def report_masks(masked: Masked, reported: str) -> None:
-    """Print what was read: splits, classes with their ids, and ids that count for nothing."""
+    """Print what was read: splits, classes with their ids, and void ids."""
     counts = {split: (len(pairs.masks), _folder(pairs.pictures)) for split, pairs in masked.splits.items()}
     classes = masked.classes
     ids = [describe_id(i, classes.colours) for i in classes.ids]
@@ -172,7 +172,7 @@ def _voc(tree: Tree) -> dict[str, Pairs]:
             raise DataError(f"ImageSets/Segmentation/{split}.txt is missing: it lists the images of {split}.")
         names = text.split()
         if not names:
-            raise DataError(f"The list of {split} in ImageSets/Segmentation is empty: expected a name a line.")
+            raise DataError(f"The list of {split} in ImageSets/Segmentation is empty: expected a name per line.")
         lost = [name for name in names if name not in pictures or name not in masks]
         if lost:
             raise DataError(f"Names in {split}.txt without an image or without a mask: {shown(lost)}.")

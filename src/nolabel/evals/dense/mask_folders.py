@@ -1,4 +1,4 @@
-"""Pairs of images and masks in plain folders, in any common tree; masks are recognised as in `data/masks.py`."""
+"""Pairs of images and masks in plain folders of any common form; masks are recognised as in `data/masks.py`."""
 
 import os
 import posixpath
@@ -14,7 +14,8 @@ from nolabel.errors import DataError
 from nolabel.evals.shared.trees import Tree, shown
 
 Key = tuple[str, ...]
-"""The folders of a file but for those of its kind, splits by their plain names; last its name without suffix."""
+"""Key that is equal for an image and its mask: the folders of the file without words for images and masks, splits as
+train, val or test; last its name without suffix."""
 
 _MASK_END = re.compile(rf"(.+?)[-_. ]?(?:{'|'.join(sorted(MASK_WORDS, key=len, reverse=True))})", re.IGNORECASE)
 
@@ -41,17 +42,17 @@ def pair_masks(tree: Tree, data: str | Path, notes: list[str]) -> dict[str, Pair
             "or the tree of Cityscapes (leftImg8bit, gtFine) or of PASCAL VOC (JPEGImages, SegmentationClass)."
         )
     pictures = _index([name for name in names if name not in masks])
-    found: dict[str, str] = {}
+    mask_of: dict[str, str] = {}
     kind: dict[str, str] = {}
     for group, members in groups.items():
         for mask, picture in _pair(members, pictures).items():
-            if picture in found:
-                _refuse_second(picture, found[picture], mask, kind[picture] == group)
-            found[picture], kind[picture] = mask, group
-    left = len(names) - len(masks) - len(found)
-    if left:
-        notes.append(f"{left} images without a mask are left out")
-    return _by_split(found)
+            if picture in mask_of:
+                _refuse_second(picture, mask_of[picture], mask, kind[picture] == group)
+            mask_of[picture], kind[picture] = mask, group
+    bare = len(names) - len(masks) - len(mask_of)
+    if bare:
+        notes.append(f"{bare} images without a mask are left out")
+    return _by_split(mask_of)
 
 
 def folders_above(masks: Sequence[str]) -> Iterator[str]:
@@ -64,7 +65,7 @@ def folders_above(masks: Sequence[str]) -> Iterator[str]:
 
 
 def _index(pictures: Sequence[str]) -> dict[Key, str]:
-    """Pictures by key: by their own names, and by these without words such as `_leftImg8bit` where that is clear."""
+    """Pictures by key: by their own names, and without words such as `_leftImg8bit` where only one picture fits."""
     own: dict[Key, str] = {}
     for name in pictures:
         if (key := _key(name)) in own:
@@ -78,11 +79,11 @@ def _index(pictures: Sequence[str]) -> dict[Key, str]:
     for key, name in own.items():
         for base in photo_bases(key[-1])[1:]:
             others.setdefault((*key[:-1], base), []).append(name)
-    return own | {key: found[0] for key, found in others.items() if key not in own and len(found) == 1}
+    return own | {key: some[0] for key, some in others.items() if key not in own and len(some) == 1}
 
 
 def _pair(masks: Sequence[str], pictures: Mapping[Key, str]) -> dict[str, str]:
-    """The picture of each mask of one kind, by one rule for all: equal names, a word for masks, an equal ending."""
+    """The picture of each mask of one kind, by one rule for all: equal names, a word for masks, or a common ending."""
     keys = {mask: _key(mask) for mask in masks}
     rules: list[Callable[[str], list[str]]] = [lambda stem: [stem], mask_bases]
     ends = {match[0] for key in keys.values() if (match := re.search(r"[-_. ][^-_. ]+$", key[-1]))}
@@ -92,16 +93,16 @@ def _pair(masks: Sequence[str], pictures: Mapping[Key, str]) -> dict[str, str]:
     lost: list[str] = []
     for rule in rules:
         tried = {mask: [(*key[:-1], base) for base in rule(key[-1])] for mask, key in keys.items()}
-        found = {mask: next((key for key in some if key in pictures), None) for mask, some in tried.items()}
-        missing = [mask for mask, key in found.items() if key is None]
+        fitting = {mask: next((key for key in some if key in pictures), None) for mask, some in tried.items()}
+        missing = [mask for mask, key in fitting.items() if key is None]
         if not missing:
-            return {mask: pictures[key] for mask, key in found.items() if key is not None}
+            return {mask: pictures[key] for mask, key in fitting.items() if key is not None}
         lost = missing if not lost or len(missing) < len(lost) else lost
     at, of = (next(folders_above(list(names))).rstrip("/") or "the root" for names in (masks, pictures.values()))
     raise DataError(
         f"Masks in {printable(at)} without an image of that name in {printable(of)}: "
         f"{shown(sorted('/'.join(keys[mask]) for mask in lost))}.\n"
-        "An image and its mask have the same path and name, but for the folder or the word that says which is which."
+        "An image and its mask have the same path and name, except for the folder or the word that marks the mask."
     )
 
 
@@ -122,6 +123,7 @@ def _plain(folder: str) -> str:
 
 
 def _refuse_second(picture: str, first: str, second: str, one_kind: bool) -> None:
+    """Raise DataError for a picture with two masks; `one_kind` where both are of one folder or pattern."""
     if one_kind and os.path.splitext(first)[0] == os.path.splitext(second)[0]:
         raise DataError(f"{printable(first)} and {printable(second)} differ in the suffix only: keep one of them.")
     raise DataError(
@@ -131,9 +133,9 @@ def _refuse_second(picture: str, first: str, second: str, one_kind: bool) -> Non
     )
 
 
-def _by_split(found: Mapping[str, str]) -> dict[str, Pairs]:
-    """The pairs by split, in the order of the names of the masks."""
-    rows = sorted((os.path.splitext(mask)[0], picture, mask, _key(mask)[:-1]) for picture, mask in found.items())
+def _by_split(mask_of: Mapping[str, str]) -> dict[str, Pairs]:
+    """The pairs by split, in the order of the names of the masks; `mask_of` has the mask of each picture."""
+    rows = sorted((os.path.splitext(mask)[0], picture, mask, _key(mask)[:-1]) for picture, mask in mask_of.items())
     level = min((i for *_, key in rows for i, folder in enumerate(key) if folder in SPLITS), default=None)
     splits: dict[str, list[tuple[str, str]]] = {}
     for _, picture, mask, key in rows:
@@ -152,12 +154,12 @@ def _by_split(found: Mapping[str, str]) -> dict[str, Pairs]:
 
 
 def _check_one_name(split: str, masks: Sequence[str]) -> None:
-    """DataError where two folders mean one split (val, valid); numbers apart (train1, train2)."""
+    """DataError where two folders mean one split (val, valid); folders that differ in a number may (train1, train2)."""
     named = {folder for mask in masks for folder in mask.split("/")[:-1] if _plain(folder) == split}
     different = {tuple(word for word in words(folder) if split_of(word)): folder for folder in sorted(named)}
     spelled = {spelling for spelling in different if spelling}
     if len(spelled) > 1:
         raise DataError(
             f"{' and '.join(printable(different[one]) for one in sorted(spelled))} both mean {split}.\n"
-            "Expected one folder a split: join them, or take one of them out."
+            "Expected one folder per split: join them, or take one of them out."
         )

@@ -1,4 +1,4 @@
-"""Classes of masks that nothing names: the ids in them, and what 255 means."""
+"""Classes of masks without a list of classes: the ids in the masks, and the meaning of 255."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ OBJECT = ("background", "object")
 
 
 class Found(NamedTuple):
-    """Ids in masks without names."""
+    """Classes of masks, made from the ids that the masks hold."""
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
@@ -23,21 +23,21 @@ class Found(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """Ids of the masks of a split."""
+    """Ids in the masks of a split."""
 
     pixels: Counter[int]
-    """By id."""
+    """Number of pixels by id."""
     white: int
-    """Masks that hold 255."""
+    """Number of masks that hold 255."""
     white_with_more: int
-    """Those of them that hold another id beside 0, too."""
+    """Number of masks that hold 255 and an id other than 0."""
 
 
 def find_ids(tree: Tree, masks: Mapping[str, Sequence[str]], asked: int | None) -> Found:
-    """The classes of masks, by split. 0 and 255 alone are background and one object.
+    """The classes of the masks of splits. 0 and 255 alone are background and one object.
 
-    255 is void beside ids that count from 0 or 1 in the same masks, and where `asked` (--void) is 255. DataError where
-    it may be a class as well, and where train holds one class only.
+    255 is void in two cases: the same masks hold ids that count from 0 or 1; or `asked` (--void) is 255. DataError
+    where 255 may be a class as well, and where train holds one class only.
     """
     seen = {split: _look(tree, names) for split, names in masks.items()}
     ids = {i for one in seen.values() for i in one.pixels}
@@ -67,28 +67,29 @@ def _look(tree: Tree, names: Sequence[str]) -> _Seen:
 
 
 def _check_void(seen: Mapping[str, _Seen], others: Sequence[int]) -> None:
-    """DataError where 255 may be a class: beside values that do not count, in other masks than they, or as an edge."""
+    """DataError where 255 may be a class: other ids have gaps, are in other masks, or look like smoothed edges."""
     pixels = sum((one.pixels for one in seen.values()), Counter[int]())
     ends = pixels[0] + pixels[VOID_ID]
     edges = len(others) > 8 and max(others) > 128 and ends > 0.8 * pixels.total()
-    counting = max(others) < 3 * len(others)
+    counting = max(others) < 3 * len(others)  # ids such as 0, 1, 2, 5, not 0, 128
     together = 2 * sum(one.white_with_more for one in seen.values()) >= sum(one.white for one in seen.values())
     if counting and together and not edges:
         return
     values = shown([str(i) for i in (*others, VOID_ID)], 12)
-    rare = "Most pixels are 0 or 255: were masks of black and white resized or smoothed, set the others back.\n" * edges
+    rare = "Most pixels are 0 or 255: if masks of black and white were resized or smoothed, undo it.\n" * edges
     raise DataError(
         f"The masks hold the values {values}, which can be read in two ways: (1) 255 is void; (2) 255 is a class.\n"
-        f"Say which: (1) --void 255; (2) --classes FILE with a line for each value, 255 too.\n"
-        f"{rare}nolabel takes 255 for void only beside ids that count from 0 or 1, and in the same masks."
+        f"Choose: (1) --void 255; (2) --classes FILE with a line for each value, 255 too.\n"
+        f"{rare}nolabel takes 255 for void only where the same masks hold ids that count from 0 or 1."
     )
 
 
 def _check_train(seen: Mapping[str, _Seen], found: Found) -> None:
+    """DataError where train holds fewer than two of the classes."""
     there = [name for name, i in zip(found.names, found.ids, strict=True) if seen["train"].pixels[i]]
     if len(there) < 2:
         lacks = [f"{n} ({i})" for n, i in zip(found.names, found.ids, strict=True) if not seen["train"].pixels[i]]
         raise DataError(
             f"The masks of train hold {there[0] if there else 'void'} alone; {shown(lacks)} only in the other split.\n"
-            "There is nothing to tell apart: train needs masks of two classes or more."
+            "Nothing can be learned: train needs masks of two classes or more."
         )

@@ -19,7 +19,7 @@ from nolabel.randomness import generator
 def scan_boxed(data: str | Path, labels_folder: str | None = None) -> Boxed:
     """The images and boxes of DATA, a folder or zip; `labels_folder` holds the text files of YOLO.
 
-    Objects that stand twice, with one class and one box, are left out with a note.
+    Of objects that are listed twice, with one class and one box, one is left out, with a note.
     Raises DataError for other trees, boxes outside of their image, classes that nothing names, and annotations of
     images that are not there.
     """
@@ -35,7 +35,7 @@ def scan_boxed(data: str | Path, labels_folder: str | None = None) -> Boxed:
 
 
 def _without_doubles(boxed: Boxed) -> Boxed:
-    """The same without objects that stand twice in an image: each would have to be found twice."""
+    """The same with each object once per image: an object listed twice would have to be found twice."""
     splits, notes = dict[str, tuple[Annotated, ...]](), list(boxed.notes)
     for split, examples in boxed.splits.items():
         kept = tuple(one._replace(objects=_once(one.objects)) for one in examples)
@@ -45,7 +45,7 @@ def _without_doubles(boxed: Boxed) -> Boxed:
                 a for a, b in zip(examples, kept, strict=True) if len(a.objects.labels) > len(b.objects.labels)
             )
             notes.append(
-                f"{count} objects of {split} that stand twice, with one class and one box, are left out; "
+                f"{count} objects of {split} that are listed twice, with one class and one box, are left out; "
                 f"the first is in {printable(first.picture)}"
             )
         splits[split] = kept

@@ -31,7 +31,7 @@ class Objects(NamedTuple):
     ignored: Tensor
     """(N,) bool: crowds (COCO) and difficult objects (VOC), which may be found or not."""
     outlines: tuple[Any, ...] | None
-    """COCO's polygons or run lengths, or a YOLO polygon, an object; None without masks."""
+    """For each object COCO's polygons or run lengths, or a YOLO polygon; None without masks."""
 
 
 class Annotated(NamedTuple):
@@ -92,10 +92,10 @@ def text_of(tree: Tree, name: str) -> str:
 
 def folder_split(name: str) -> str | None:
     """The split whose folder a file is in: train for a/train/b/x.jpg and obj_train_data/x.jpg. DataError for two."""
-    found = dict.fromkeys(split for folder in name.split("/")[:-1] if (split := split_of(folder.removeprefix("obj_"))))
-    if len(found) > 1:
-        raise DataError(f"{printable(name)} is in the folders of two splits, {' and '.join(found)}: name one of them.")
-    return next(iter(found), None)
+    splits = dict.fromkeys(split for folder in name.split("/")[:-1] if (split := split_of(folder.removeprefix("obj_"))))
+    if len(splits) > 1:
+        raise DataError(f"{printable(name)} is in the folders of two splits, {' and '.join(splits)}: name one of them.")
+    return next(iter(splits), None)
 
 
 def make_objects(
@@ -108,7 +108,7 @@ def make_objects(
 ) -> Objects:
     """Checked objects of an image of `size` (height, width), boxes clipped to it.
 
-    Raises DataError for a box that is no box, or that lies more than two pixels outside.
+    Raises DataError for a box without width or height, or more than two pixels outside of the image.
     """
     corners = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
     if not corners.isfinite().all() or (corners[:, 2:] <= corners[:, :2]).any():

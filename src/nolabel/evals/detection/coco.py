@@ -1,4 +1,4 @@
-"""COCO's JSON: which file is of which split, which image an entry names, and its boxes."""
+"""COCO's JSON: the file of each split, the image of each entry, and its boxes."""
 
 import json
 import posixpath
@@ -28,9 +28,9 @@ Id = int | str
 
 
 def coco_files(tree: Tree) -> dict[str, str]:
-    """The JSON file of each split, by the name of the file or of its folder; instances before keypoints.
+    """The JSON file of each split, recognised by its own name or its folder's; instances come before keypoints.
 
-    DataError where two files of a split have equal rights.
+    DataError where two files fit a split equally well.
     """
     ranked: dict[str, list[tuple[int, str]]] = {}
     for name in sorted(json_files(tree)):
@@ -56,12 +56,12 @@ def json_files(tree: Tree) -> list[str]:
 def _split_of_file(name: str) -> str | None:
     """train of `instances_train2017.json`, `Train_default.json`, `train/annotations.json`; None without one split."""
     *folders, file = name.split("/")
-    found = {split for word in words(posixpath.splitext(file)[0]) if (split := split_of(word))}
+    splits = {split for word in words(posixpath.splitext(file)[0]) if (split := split_of(word))}
     for folder in reversed(folders):
-        if found:
+        if splits:
             break
-        found = {split for split in [split_of(folder)] if split}
-    return found.pop() if len(found) == 1 else None
+        splits = {split for split in [split_of(folder)] if split}
+    return splits.pop() if len(splits) == 1 else None
 
 
 def _rank(name: str) -> int | None:
@@ -78,7 +78,7 @@ def _rank(name: str) -> int | None:
 
 
 def _is_named_so(name: str) -> bool:
-    """Whether the name alone promises boxes: a broken file is then an error."""
+    """Whether the name alone shows that the file holds boxes: if it is broken, that is then an error."""
     folder, file = posixpath.split(name)
     return file.startswith(("instances_", "_annotations.coco.")) or posixpath.basename(folder) == "annotations"
 
@@ -127,15 +127,15 @@ def load_coco(text: str, name: str) -> dict[str, Any]:
 
 def entries(content: Mapping[str, Any], kind: str, keys: Sequence[str], name: str) -> dict[Id, Mapping[str, Any]]:
     """The entries of a list by their ids. DataError names the entry that lacks one of `keys`, or an id twice."""
-    found: dict[Id, Mapping[str, Any]] = {}
+    by_id: dict[Id, Mapping[str, Any]] = {}
     for place, one in enumerate(content[kind]):
         where = f"{printable(name)}: {kind}[{place}]"
         check_entry(one, keys, where)
         key = identity(one["id"], f"{where} has the id")
-        if key in found:
-            raise DataError(f"{printable(name)}: the id {key} stands twice in {kind}: expected every id once.")
-        found[key] = one
-    return found
+        if key in by_id:
+            raise DataError(f"{printable(name)}: the id {key} is twice in {kind}: expected every id once.")
+        by_id[key] = one
+    return by_id
 
 
 def check_entry(one: Any, keys: Sequence[str], where: str) -> None:
@@ -149,7 +149,7 @@ def check_entry(one: Any, keys: Sequence[str], where: str) -> None:
 
 
 def identity(value: Any, where: str) -> Id:
-    """The id as a number where it is one, also as text: "12" and 12 are one id. Other texts are ids, too."""
+    """The id as a number if it is one, also in a text: "12" and 12 are the same id. Other texts are ids, too."""
     if isinstance(value, str) and re.fullmatch(r"\s*-?\d+\s*", value):
         return int(value) if len(value) < 30 else value
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
@@ -167,13 +167,13 @@ def ordered(ids: Mapping[Id, Any]) -> list[Id]:
 def _pictures(
     tree: Tree, images: Mapping[Id, Mapping[str, Any]], split: str, name: str, by_base: Mapping[str, list[str]]
 ) -> dict[Id, str]:
-    """The picture of each image. DataError where one is not there, or a name fits two."""
+    """The picture of each image, by id. DataError where one is missing, or where a name fits two pictures."""
     own = posixpath.dirname(name)
     folders = {posixpath.dirname(picture) for picture in tree.names}
     folders |= {folder.rpartition("/")[0] for folder in folders}
     first = [folder for folder in sorted(folders) if split_of(posixpath.basename(folder)) == split]
     first += [own, posixpath.dirname(own)]
-    found: dict[Id, str] = {}
+    picture_of: dict[Id, str] = {}
     lost = []
     for key, image in images.items():
         asked = str(image["file_name"])
@@ -187,12 +187,12 @@ def _pictures(
                 "Write file_name with the folder of the image."
             )
         if fitting:
-            found[key] = fitting[0]
+            picture_of[key] = fitting[0]
         else:
             lost.append(asked)
     if lost:
         raise missing_pictures(name, lost)
-    return found
+    return picture_of
 
 
 def _fitting(candidates: Sequence[str], parts: Sequence[str], split: str) -> list[str]:
@@ -238,24 +238,24 @@ def _read_split(
 
 
 def _annotated(
-    image: Mapping[str, Any], found: Sequence[tuple[int, Mapping[str, Any]]], picture: str, name: str
+    image: Mapping[str, Any], annotations: Sequence[tuple[int, Mapping[str, Any]]], picture: str, name: str
 ) -> Annotated:
     # COCO itself has two boxes without width
-    found = [(label, one) for label, one in found if one["bbox"][2] != 0 and one["bbox"][3] != 0]
+    used = [(label, one) for label, one in annotations if one["bbox"][2] != 0 and one["bbox"][3] != 0]
     try:
         size = int(image["height"]), int(image["width"])
-        boxes = [(x, y, x + w, y + h) for x, y, w, h in (tuple(map(float, one["bbox"])) for _, one in found)]
+        boxes = [(x, y, x + w, y + h) for x, y, w, h in (tuple(map(float, one["bbox"])) for _, one in used)]
     except (TypeError, ValueError, OverflowError) as error:
         where = f"{printable(name)} has an entry that can't be read, of {printable(picture)}"
         raise DataError(f"{where}: {printable(str(error))[:100]}.") from None
-    outlined = all(one.get("segmentation") for _, one in found)
-    for _, one in found if outlined else ():
+    outlined = all(one.get("segmentation") for _, one in used)
+    for _, one in used if outlined else ():
         check_outline(one["segmentation"], size, f"{printable(picture)}, annotation {one.get('id')},")
     objects = make_objects(
         boxes,
-        [label for label, _ in found],
-        [bool(one.get("iscrowd", 0)) for _, one in found],
-        [one["segmentation"] for _, one in found] if outlined else None,
+        [label for label, _ in used],
+        [bool(one.get("iscrowd", 0)) for _, one in used],
+        [one["segmentation"] for _, one in used] if outlined else None,
         size,
         printable(picture),
     )

@@ -21,18 +21,18 @@ from nolabel.evals.detection.boxes import (
 from nolabel.evals.shared.trees import Tree, below, shown
 
 Pairs = dict[str, list[tuple[str, str]]]
-"""By split: the name of the XML file and of the picture, an image."""
+"""By split, for each image: the name of its XML file and of the picture."""
 
 
 def voc_lists(tree: Tree) -> dict[str, tuple[str, ...]]:
-    """By split: the lists in ImageSets/Main; train and val together are train where there is a test."""
-    found = {s: f"ImageSets/Main/{s}.txt" for s in ("train", "val", "trainval", "test")}
-    there = {s for s, name in found.items() if has_file(tree, name)}
+    """By split: the lists in ImageSets/Main. Where there are trainval and test, trainval is train."""
+    lists = {s: f"ImageSets/Main/{s}.txt" for s in ("train", "val", "trainval", "test")}
+    there = {s for s, name in lists.items() if has_file(tree, name)}
     if not any(name.startswith("JPEGImages/") for name in tree.names):
         return {}
     if "test" in there and "trainval" in there:
-        return {"train": (found["trainval"],), "test": (found["test"],)}
-    return {s: (found[s],) for s in SPLITS if s in there}
+        return {"train": (lists["trainval"],), "test": (lists["test"],)}
+    return {s: (lists[s],) for s in SPLITS if s in there}
 
 
 def is_voc(tree: Tree) -> bool:
@@ -60,31 +60,31 @@ def scan_voc(tree: Tree) -> Boxed:
 
 def _listed(tree: Tree) -> Pairs:
     """The images that VOC's lists name."""
-    pictures, found = below(tree, "JPEGImages"), Pairs()
+    pictures, pairs = below(tree, "JPEGImages"), Pairs()
     for split, lists in voc_lists(tree).items():
         keys = " ".join(text_of(tree, name) for name in lists).split()
         lost = [key for key in keys if key not in pictures]
         if lost:
             raise missing_pictures(lists[0], lost)
-        found[split] = [(f"Annotations/{key}.xml", pictures[key]) for key in keys]
-    return found
+        pairs[split] = [(f"Annotations/{key}.xml", pictures[key]) for key in keys]
+    return pairs
 
 
 def _beside(tree: Tree) -> Pairs:
     """The images of split folders that have an XML file beside them; {} where there is none."""
     files = {name for name in files_below(tree, "") if name.lower().endswith(".xml")}
-    found: Pairs = {}
+    beside: Pairs = {}
     for picture in sorted(tree.names) if files else ():
         split = folder_split(picture)
         if split is not None:
-            found.setdefault(split, []).append((posixpath.splitext(picture)[0] + ".xml", picture))
-    found = {s: found[s] for s in SPLITS if s in found}
-    return found if any(xml in files for pairs in found.values() for xml, _ in pairs) else {}
+            beside.setdefault(split, []).append((posixpath.splitext(picture)[0] + ".xml", picture))
+    beside = {s: beside[s] for s in SPLITS if s in beside}
+    return beside if any(xml in files for pairs in beside.values() for xml, _ in pairs) else {}
 
 
 def _parse_xml(text: str, name: str) -> Element:
     if "<!DOCTYPE" in text or "<!ENTITY" in text:  # nothing of VOC has them; they can make a small file huge
-        raise DataError(f"{printable(name)} defines entities, which VOC has none of.")
+        raise DataError(f"{printable(name)} defines entities, which VOC does not have.")
     try:
         return ET.fromstring(text)  # noqa: S314
     except ET.ParseError as error:
@@ -98,20 +98,20 @@ def _annotated(root: Element, name: str, picture: str, names: Sequence[str]) -> 
         except ValueError:
             raise DataError(f"{printable(name)}: {path} is no number.") from None
 
-    found = list(root.iter("object"))
+    objects = list(root.iter("object"))
     size = int(number("size/height", root)), int(number("size/width", root))
     boxes = [
         # pixels count from 1, and the last one belongs to the box
         tuple(number(f"bndbox/{side}", one) - (side in ("xmin", "ymin")) for side in ("xmin", "ymin", "xmax", "ymax"))
-        for one in found
+        for one in objects
     ]
-    labels = [names.index(_text(one, "name", name)) for one in found]
-    difficult = [one.findtext("difficult", "0").strip() == "1" for one in found]
+    labels = [names.index(_text(one, "name", name)) for one in objects]
+    difficult = [one.findtext("difficult", "0").strip() == "1" for one in objects]
     return Annotated(picture, size, make_objects(boxes, labels, difficult, None, size, printable(name)))
 
 
 def _text(root: Element, path: str, name: str) -> str:
-    found = root.findtext(path)
-    if found is None or not found.strip():
+    text = root.findtext(path)
+    if text is None or not text.strip():
         raise DataError(f"{printable(name)} has no {path}.")
-    return found.strip()
+    return text.strip()

@@ -1,4 +1,4 @@
-"""YOLO's layouts: which text file is of which image, in which split it is, and what the classes are called."""
+"""YOLO's layouts: the text file of each image, its split, and the names of the classes."""
 
 import posixpath
 from collections.abc import Mapping, Sequence
@@ -78,9 +78,9 @@ def scan_yolo(tree: Tree, labels_folder: str | None) -> Boxed:
     form = find_form([one for found in lines.values() for one in found], _keypoints(tree, top), pairs.folder)
     notes = [f"{bare} images without a text file count as empty"] if bare else []
     notes += [form.note] if form.note else []
-    lonely = _lonely(tree, pairs)
-    if lonely:
-        notes.append(f"{lonely} text files of train without an image are left out")
+    unmatched = _count_unmatched(tree, pairs)
+    if unmatched:
+        notes.append(f"{unmatched} text files of train without an image are left out")
     examples = {s: _examples(splits[s], lines, names, form) for s in SPLITS if s in splits}
     return Boxed(tree, "YOLO", examples, tuple(names.values()), True, notes)
 
@@ -118,7 +118,7 @@ def _class_names(tree: Tree, pairs: Pairs, top: Sequence[str]) -> dict[int, str]
         if names:
             found[name] = names
         elif name in wanted:
-            raise DataError(f"{printable(name)} is no list of classes: expected `id: name` lines or one name a line.")
+            raise DataError(f"{printable(name)} is no list of classes: expected `id: name` lines or one name per line.")
     if not found:
         folder = pairs.folder or "train"
         raise DataError(
@@ -162,8 +162,8 @@ def _keypoints(tree: Tree, top: Sequence[str]) -> tuple[int, int] | None:
     return None
 
 
-def _lonely(tree: Tree, pairs: Pairs) -> int:
-    """Number of text files of train without an image. DataError where one of another split has none."""
+def _count_unmatched(tree: Tree, pairs: Pairs) -> int:
+    """The number of text files of train without an image. DataError for such a file in another split."""
     if pairs.folder == BESIDE:
         return 0  # any text may be beside images
     texts = set(pairs.texts.values())

@@ -1,4 +1,4 @@
-"""Lines of YOLO's text files: a box, a polygon, or a box with keypoints. The lines of all files together say which."""
+"""Lines of YOLO's text files: boxes, polygons, or boxes with keypoints. All lines together decide between these."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -29,7 +29,7 @@ class Form(NamedTuple):
 
 
 def read_line(row: str, name: str, number: int, classes: Collection[int]) -> Line:
-    """The class and the values of a line. DataError names what is wrong with it."""
+    """The class and the values of a line. DataError for a line that is wrong, with the reason."""
     where = f"{printable(name)}, line {number},"
     try:
         label, *values = (float(value) for value in row.split())
@@ -143,7 +143,7 @@ def _has_keypoints(values: Sequence[float], size: int) -> bool:
 
 
 def _no_polygon(line: Line) -> DataError:
-    """The error for a long line that is neither."""
+    """The error for a long line that is neither a polygon nor a box with keypoints."""
     count = len(line.values)
     if max(line.values) > 1.5 and count % 2 == 0:
         return _in_pixels(line)

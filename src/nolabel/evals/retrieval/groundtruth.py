@@ -100,7 +100,7 @@ def _check_entries(entries: Sequence[Any], database: Sequence[str], queries: Seq
     """DataError for indices that don't exist, answers of two kinds, invalid boxes, and images listed twice."""
     places = {name: i for i, name in enumerate(database)}
     if len(places) < len(database):
-        raise DataError(f"{file}: an image stands twice in imlist, so it would be found twice. Keep it once.")
+        raise DataError(f"{file}: an image is twice in imlist, so it would be found twice. Keep it once.")
     for query, entry in zip(queries, entries, strict=True):
         where = f"{file}, query {printable(query)}"
         odd = sorted(entry.keys() - _KEYS) if isinstance(entry, dict) else []

@@ -1,4 +1,4 @@
-"""Files that are in two splits, byte for byte, or twice in one: what is tested on was learned from."""
+"""Equal files, byte for byte, in two splits or twice in one: a tested image was learned from."""
 
 import hashlib
 from collections import Counter
@@ -9,9 +9,9 @@ from nolabel.data.bad_files import BadImage
 from nolabel.data.images import Images, read
 
 MAX_TESTED = 2000
-"""Files that are looked for, evenly over a larger split."""
+"""Largest number of files of the tested split that are looked for, evenly over the split."""
 MAX_READ = 20_000
-"""Files that are read to find them. Only files of equal size are read at all."""
+"""Largest number of files that are read to find them. Only files of equal size are read at all."""
 
 
 class Leak(NamedTuple):
@@ -23,7 +23,7 @@ class Leak(NamedTuple):
 
 
 def find_leak(learned: Images, tested: Images) -> Leak:
-    """The files of `tested` that are in `learned` too, under any name: sizes first, then SHA-256."""
+    """The number of files of `tested` that are in `learned`, too, under any name: by size first, then by SHA-256."""
     by_size: dict[int, list[int]] = {}
     for place, size in enumerate(_sizes(learned)):
         by_size.setdefault(size, []).append(place)
@@ -44,7 +44,7 @@ def find_leak(learned: Images, tested: Images) -> Leak:
 
 
 def find_copies(images: Images) -> Leak:
-    """The files of a set that are in it more than once, under other names."""
+    """The number of files that are in a set more than once, under other names."""
     sizes = _sizes(images)
     number = Counter(sizes)
     places = [place for place, size in enumerate(sizes) if number[size] > 1]
@@ -55,7 +55,7 @@ def find_copies(images: Images) -> Leak:
 
 
 def leak_notes(splits: Mapping[str, Images | None]) -> list[str]:
-    """Notes on equal files, for splits in the order train, val, test; of one split alone, on its copies."""
+    """Notes on equal files in two of the splits (in the order train, val, test); for one split alone, on its copies."""
     there = {name: images for name, images in splits.items() if images is not None}
     if len(there) == 1:
         ((_, images),) = there.items()
@@ -74,6 +74,7 @@ def leak_notes(splits: Mapping[str, Images | None]) -> list[str]:
 
 
 def _of(leak: Leak, total: int) -> str:
+    """`3 of 40`, or `3 of 2,000 looked at of 9,000`."""
     return f"{leak.equal:,} of {leak.looked_at:,}" + (f" looked at of {total:,}" if leak.looked_at < total else "")
 
 
@@ -91,5 +92,6 @@ def _digest(images: Images, place: int) -> bytes:
 
 
 def _evenly(places: Sequence[int], most: int) -> list[int]:
+    """At most `most` of the places, evenly over all."""
     count = len(places)
     return [places[i * count // most] for i in range(most)] if count > most else list(places)

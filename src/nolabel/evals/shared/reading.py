@@ -1,4 +1,4 @@
-"""Words on what was read, before a number is computed from it: splits, classes, and what is not used."""
+"""Report on what was read, printed before a number is computed from it: splits, classes, unused files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from nolabel.evals.shared.labelled import Roles, roles
 from nolabel.evals.shared.leaks import leak_notes
 
 LOOKED = 16
-"""Images whose values are looked at."""
+"""Number of images whose values are looked at."""
 
 
 def read_roles(data: str | Path) -> Roles:
@@ -32,7 +32,7 @@ def data_notes(parts: Roles) -> list[str]:
 
 
 def report_splits(splits: Mapping[str, LabelledImages], reported: str = "") -> None:
-    """Print what labelled data is: splits, classes, what is not used, and the split that is reported."""
+    """Print the splits and classes of labelled data, unused files, and the split that is reported."""
     first = next(iter(splits.values()))
     counts = {name: (len(part.labels), part.place) for name, part in splits.items()}
     unused = first.unused if first.classes else left_out(first.images)
@@ -56,7 +56,7 @@ def report_reading(
 
 
 def report_images(number: int, images: Images, what: str = "images") -> list[str]:
-    """Print how many images are used, and what the scan left out; gives the latter as notes for a result."""
+    """Print how many images are used, and what the scan left out. Returns what was left out, as notes for a result."""
     unused = left_out(images)
     report_reading({what: (number, "")}, unused=unused)
     report_values(images)
@@ -64,9 +64,9 @@ def report_images(number: int, images: Images, what: str = "images") -> list[str
 
 
 def report_values(images: Images, names: Sequence[str] | None = None) -> bool:
-    """Print what values of more than 8 bits become, from a few images; `names` are those to look at, else all.
+    """Print what values of more than 8 bits become, from a few of the images, or of those with `names`.
 
-    True where there was something to print.
+    Returns whether there was something to print.
     """
     chosen = images if names is None else images._replace(names=names)
     lines = describe_values(look_at_values(chosen, LOOKED), images.limits)

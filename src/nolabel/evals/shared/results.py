@@ -27,7 +27,7 @@ def result_path(run: Path, protocol: str, data: str | Path) -> Path:
 
 
 def data_fingerprint(data: str | Path) -> str:
-    """The fingerprint of all images in DATA, masks and what lies beside them too; empty where there is none."""
+    """The fingerprint of all images in DATA, with masks and all others; empty where there is none."""
     try:
         return fingerprint(scan(data, ""))
     except DataError:

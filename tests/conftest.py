@@ -15,6 +15,7 @@ OFFLINE = str(Path(__file__).with_name("offline"))
 
 # Small tensors gain nothing from many threads, and processes that tests start must not compete.
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # on a busy machine, waiting threads would spin in place of others
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (OFFLINE, os.environ.get("PYTHONPATH"))))
 sys.path.insert(0, OFFLINE)
 

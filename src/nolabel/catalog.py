@@ -17,7 +17,7 @@ BACKBONES: dict[str, str] = {
 
 
 class Measured(NamedTuple):
-    """A network of timm that gives Features, as benchmarks/backbones.py found it."""
+    """A network of timm that gives Features, as measured by benchmarks/backbones.py."""
 
     family: str
     """Module of timm."""

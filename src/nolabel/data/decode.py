@@ -58,7 +58,7 @@ class Facts(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A file that was found to be an image: a JPEG by its header, any other decoded."""
+    """A file that is an image: a JPEG known by its header, any other file decoded."""
 
     facts: Facts
     file: Image.Image | None

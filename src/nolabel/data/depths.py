@@ -20,6 +20,7 @@ class Looked(NamedTuple):
     """Values of the files of more than 8 bits in a sample of files."""
 
     found: list[Values]
+    """One record per such file."""
     number: int
     """Files in the sample, of any depth."""
 

@@ -76,12 +76,12 @@ def _jpeg_ends(data: bytes) -> bool:
 def _count_scans(data: bytes) -> int:
     """The scans of the image: what comes after its end, such as a video, may hold the same bytes by chance."""
     at, count = 2, 0
-    while found := _MARKER.search(data, at):
-        marker = data[found.start() + 1]
+    while match := _MARKER.search(data, at):
+        marker = data[match.start() + 1]
         if marker == 0xD9:
             break
         count += marker == 0xDA
-        at = found.start() + 2 + int.from_bytes(data[found.start() + 2 : found.start() + 4])
+        at = match.start() + 2 + int.from_bytes(data[match.start() + 2 : match.start() + 4])
     return count
 
 

@@ -128,12 +128,12 @@ def folder_of(path: str, files: Iterable[str]) -> Folder:
     return Folder(name_bytes(f"{path}/" if path else ""), _texts(sorted(map(name_bytes, files))))
 
 
-def merge(found: Sequence[Folder]) -> Names:
+def merge(folders: Sequence[Folder]) -> Names:
     """The names of all, sorted by the bytes of the whole path. No folder comes twice.
 
     The files of a folder stay together but for its subfolders, each of which comes where its name belongs.
     """
-    found = sorted(found, key=lambda one: one.prefix)  # a folder comes right before all that is below it
+    folders = sorted(folders, key=lambda one: one.prefix)  # a folder comes right before all that is below it
     pieces, opened = list[tuple[int, int, int]](), list[list[int]]()  # (folder, first, last); [folder, files given]
 
     def give(until: int) -> None:
@@ -141,30 +141,30 @@ def merge(found: Sequence[Folder]) -> Names:
         pieces.append((number, first, until))
         opened[-1][1] = until
 
-    for number, one in enumerate(found):
-        while opened and not one.prefix.startswith(found[opened[-1][0]].prefix):
-            give(len(found[opened[-1][0]].files.starts))
+    for number, one in enumerate(folders):
+        while opened and not one.prefix.startswith(folders[opened[-1][0]].prefix):
+            give(len(folders[opened[-1][0]].files.starts))
             opened.pop()
         if opened:
-            above = found[opened[-1][0]]
+            above = folders[opened[-1][0]]
             files, below = above.files, one.prefix[len(above.prefix) :]
             give(bisect_left(range(len(files.starts)), below, key=lambda i, files=files: _piece(files, i)))  # type: ignore[misc]
         opened.append([number, 0])
     while opened:
-        give(len(found[opened[-1][0]].files.starts))
+        give(len(folders[opened[-1][0]].files.starts))
         opened.pop()
-    return _joined(found, [piece for piece in pieces if piece[1] < piece[2]])
+    return _joined(folders, [piece for piece in pieces if piece[1] < piece[2]])
 
 
-def _joined(found: Sequence[Folder], pieces: Sequence[tuple[int, int, int]]) -> Names:
-    offsets = np.cumsum([0, *(len(one.files.text) for one in found)])
-    starts = [found[i].files.starts[first:last] + offsets[i] for i, first, last in pieces]
-    lengths = [found[i].files.lengths[first:last] for i, first, last in pieces]
-    text = b"".join(one.files.text for one in found)
+def _joined(folders: Sequence[Folder], pieces: Sequence[tuple[int, int, int]]) -> Names:
+    offsets = np.cumsum([0, *(len(one.files.text) for one in folders)])
+    starts = [folders[i].files.starts[first:last] + offsets[i] for i, first, last in pieces]
+    lengths = [folders[i].files.lengths[first:last] for i, first, last in pieces]
+    text = b"".join(one.files.text for one in folders)
     numbers = np.array([i for i, _, _ in pieces], np.int32)
     folder = np.repeat(numbers, [last - first for _, first, last in pieces])
     files = Texts(text, np.concatenate([np.zeros(0, np.int64), *starts]), np.concatenate([_NONE, *lengths]))
-    return Names(files, folder, _texts(one.prefix for one in found))
+    return Names(files, folder, _texts(one.prefix for one in folders))
 
 
 _NONE = np.zeros(0, np.int32)

@@ -98,7 +98,7 @@ def files_in_words(names: Sequence[str]) -> str:
 
 def select_by_folder(contents: Iterable[FolderContent]) -> tuple[Names, tuple[BadFile, ...]]:
     """The sorted names of the images in these folders, and what is left out. Fast: a folder at a time."""
-    found, problems, others = list[Folder](), list[Entry](), dict[str, Others]()
+    folders, problems, others = list[Folder](), list[Entry](), dict[str, Others]()
     for content in contents:
         images = [name for name in content.files if name.lower().endswith(SUFFIXES)]
         if len(images) < len(content.files):
@@ -106,8 +106,8 @@ def select_by_folder(contents: Iterable[FolderContent]) -> tuple[Names, tuple[Ba
         more = _pick(content.others, problems, others)
         images += [name.rpartition("/")[2] for name in more]
         if images:
-            found.append(folder_of(content.path, images))
-    return merge(found), _left_out(problems, others)
+            folders.append(folder_of(content.path, images))
+    return merge(folders), _left_out(problems, others)
 
 
 def select(entries: Iterable[Entry]) -> tuple[Names, tuple[BadFile, ...]]:

@@ -72,7 +72,7 @@ def check_file(name: str, path: str) -> Entry:
 
 
 def _walk(root: str, tops: Sequence[str], but: Sequence[str] = ()) -> Iterator[FolderContent]:
-    """Everything below the folders `tops` of `root`, but for the folders `but`. No folder is entered twice, by no link.
+    """Everything below the folders `tops` of `root`, except `but`. No folder is entered twice, not even by a link.
 
     Linked folders come after all real ones, so a folder's own name wins over a link to it.
     """
@@ -84,8 +84,8 @@ def _walk(root: str, tops: Sequence[str], but: Sequence[str] = ()) -> Iterator[F
         path = os.path.join(root, folder)
         try:
             info = os.stat(path)
-            with os.scandir(path) as found:
-                entries = list(found)
+            with os.scandir(path) as scanned:
+                entries = list(scanned)
         except OSError as error:
             yield FolderContent(folder, [], [Entry(folder + "/", "unreadable folder", error.strerror or "")])
             continue
@@ -124,11 +124,11 @@ def _sort_out(
     elif is_folder:
         (links if linked else folders).append(name)
     elif not entry.is_file(follow_symlinks=False):
-        found = check_file(name, entry.path)
+        other = check_file(name, entry.path)
         # A link to nothing may be a folder whose disk is not mounted; one to itself never was.
         gone = linked and not os.path.splitext(name)[1] and not os.path.exists(os.path.realpath(entry.path))
         loop = os.path.islink(os.path.realpath(entry.path))
-        content.others.append(found._replace(name=f"{name}/") if gone and not loop else found)
+        content.others.append(other._replace(name=f"{name}/") if gone and not loop else other)
 
 
 SOURCE = Source(os.path.isdir, list_images, read, facts, has, files_below, os.listdir)

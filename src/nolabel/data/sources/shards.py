@@ -52,9 +52,9 @@ def list_images(path: str, tops: Tops) -> Listing:
 
 def read(root: str, name: str) -> bytes:
     """The bytes of one image. Raises KeyError, BadImage, OSError, and BadZipFile for a wrong checksum."""
-    files, found = _open(root)
-    at = found.place(name)
-    start, size, _, shard = found.rows[at].tolist()
+    files, members = _open(root)
+    at = members.place(name)
+    start, size, _, shard = members.rows[at].tolist()
     with open(files[shard], "rb") as file:  # forked processes would share the position in an open one
         file.seek(start)
         data = file.read(BLOCK + size)
@@ -64,7 +64,7 @@ def read(root: str, name: str) -> bytes:
         raise BadImage("damaged", f"no member of a tar begins where the index says: {error}") from None
     if not header.isreg() or header.size != size:
         raise BadImage("damaged", "the member of the tar is no file of the size in the index")
-    return found.checked(at, data[BLOCK:])
+    return members.checked(at, data[BLOCK:])
 
 
 def facts(root: str, names: Sequence[str]) -> Iterator[tuple[int, int] | None]:

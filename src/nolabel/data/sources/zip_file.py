@@ -70,9 +70,9 @@ def list_images(path: str, tops: Tops) -> Listing:
 
 def read(root: str, name: str) -> bytes:
     """The bytes of a member. Raises KeyError, BadImage, OSError and what `zipfile` raises."""
-    found = _open(root).members
-    at = found.place(name)
-    start, packed, size, _, method, problem = found.rows[at].tolist()
+    members = _open(root).members
+    at = members.place(name)
+    start, packed, size, _, method, problem = members.rows[at].tolist()
     if _PROBLEMS[problem] in (_ENCRYPTED, _PACKED, _LARGE):
         raise BadImage(*_PROBLEMS[problem])
     with open(root, "rb") as file:  # forked processes would share the position in an open one
@@ -85,7 +85,7 @@ def read(root: str, name: str) -> bytes:
         data = file.read(packed)
     if method == zipfile.ZIP_DEFLATED:
         data = zlib.decompressobj(-15).decompress(data, size + 1)
-    return found.checked(at, data)
+    return members.checked(at, data)
 
 
 def facts(root: str, names: Sequence[str]) -> Iterator[tuple[int, int] | None]:
@@ -122,24 +122,24 @@ def _opened(path: str, *_identity: int) -> Zip:
     good = (info.filename for info, problem in zip(infos, problems, strict=True) if problem == _GOOD)
     repeated = _more_than_once(good) if len(last) < len(infos) else ()
     chosen = sorted(last.values(), key=lambda i: name_bytes(infos[i].filename))
-    found = [infos[i] for i in chosen]
-    rows = np.zeros(len(found), _ROW)
-    rows["start"] = [info.header_offset for info in found]
-    rows["packed"] = [min(info.compress_size, 2**32 - 1) for info in found]
-    rows["size"] = [min(info.file_size, 2**32 - 1) for info in found]
-    rows["crc"] = [info.CRC for info in found]
-    rows["method"] = [info.compress_type % 256 for info in found]
+    kept = [infos[i] for i in chosen]
+    rows = np.zeros(len(kept), _ROW)
+    rows["start"] = [info.header_offset for info in kept]
+    rows["packed"] = [min(info.compress_size, 2**32 - 1) for info in kept]
+    rows["size"] = [min(info.file_size, 2**32 - 1) for info in kept]
+    rows["crc"] = [info.CRC for info in kept]
+    rows["method"] = [info.compress_type % 256 for info in kept]
     rows["problem"] = [_PROBLEMS.index(problems[i]) for i in chosen]
-    return Zip(Members(compact(info.filename for info in found), rows), repeated)
+    return Zip(Members(compact(info.filename for info in kept), rows), repeated)
 
 
 def _entries(path: str) -> Iterator[Entry]:
     """The members, sorted by name."""
-    found = _open(path)
-    names, rows = found.members
+    opened = _open(path)
+    names, rows = opened.members
     for name, problem, size in zip(names, rows["problem"].tolist(), rows["size"].tolist(), strict=True):
         yield Entry(name, *_PROBLEMS[problem], size)
-    for name in found.repeated:
+    for name in opened.repeated:
         yield Entry(name, "listed twice")
 
 

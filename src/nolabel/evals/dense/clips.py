@@ -120,7 +120,7 @@ def read_objects(tree: Tree, name: str, binary: bool) -> Tensor:
     return (mask == VOID_ID).long()
 
 
-def _listed(tree: Tree, found: list[str]) -> tuple[list[str], str | None]:
+def _listed(tree: Tree, present: list[str]) -> tuple[list[str], str | None]:
     """The clips that the first list of LISTS names; lines may be names or, as in DAVIS 2016, paths of frames."""
     for name in LISTS:
         text = read_text(tree, name)
@@ -129,20 +129,20 @@ def _listed(tree: Tree, found: list[str]) -> tuple[list[str], str | None]:
         words = [line.split()[0] for line in text.splitlines() if line.strip()]
         clips = [posixpath.basename(posixpath.dirname(w)) if "/" in w else w for w in words]
         if not clips:
-            raise DataError(f"{name} is empty: expected the name of a clip a line, or no such file to take all.")
+            raise DataError(f"{name} is empty: expected the name of one clip per line, or no such file to take all.")
         return sorted(set(clips)), name
-    return found, None
+    return present, None
 
 
 def _clip(name: str, keys: list[str], frames: dict[str, str], masks: dict[str, str]) -> Clip:
-    found = tuple(masks.get(key) for key in keys)
-    if found[0] is None:
+    clip_masks = tuple(masks.get(key) for key in keys)
+    if clip_masks[0] is None:
         raise DataError(
             f"The first frame of {printable(name)}, {printable(keys[0])}, has no mask: there is nothing to carry on."
         )
-    if sum(mask is not None for mask in found[1:-1]) == 0:
+    if sum(mask is not None for mask in clip_masks[1:-1]) == 0:
         raise DataError(
             f"The clip {printable(name)} has no mask between its first and its last frame, which are not scored.\n"
             "Expected at least three frames with masks."
         )
-    return Clip(name, tuple(frames[key] for key in keys), found)
+    return Clip(name, tuple(frames[key] for key in keys), clip_masks)

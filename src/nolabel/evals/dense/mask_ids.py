@@ -43,16 +43,16 @@ def find_ids(tree: Tree, masks: Mapping[str, Sequence[str]], asked: int | None) 
     ids = {i for one in seen.values() for i in one.pixels}
     others = sorted(ids - {VOID_ID})
     if asked is None and VOID_ID in ids and set(others) <= {0}:
-        found = Found(OBJECT, (0, VOID_ID), ())
+        classes = Found(OBJECT, (0, VOID_ID), ())
     else:
         if asked != VOID_ID and VOID_ID in ids:
             _check_void(seen, others)
         void = tuple({VOID_ID: None, asked: None}) if asked is not None else (VOID_ID,)
         kept = [i for i in others if i not in void]
-        found = Found(tuple(map(str, kept)), tuple(kept), tuple(i for i in void if i is not None))
-    if "train" in seen and len(found.ids) > 1:
-        _check_train(seen, found)
-    return found
+        classes = Found(tuple(map(str, kept)), tuple(kept), tuple(i for i in void if i is not None))
+    if "train" in seen and len(classes.ids) > 1:
+        _check_train(seen, classes)
+    return classes
 
 
 def _look(tree: Tree, names: Sequence[str]) -> _Seen:
@@ -84,11 +84,11 @@ def _check_void(seen: Mapping[str, _Seen], others: Sequence[int]) -> None:
     )
 
 
-def _check_train(seen: Mapping[str, _Seen], found: Found) -> None:
+def _check_train(seen: Mapping[str, _Seen], classes: Found) -> None:
     """DataError where train holds fewer than two of the classes."""
-    there = [name for name, i in zip(found.names, found.ids, strict=True) if seen["train"].pixels[i]]
+    there = [name for name, i in zip(classes.names, classes.ids, strict=True) if seen["train"].pixels[i]]
     if len(there) < 2:
-        lacks = [f"{n} ({i})" for n, i in zip(found.names, found.ids, strict=True) if not seen["train"].pixels[i]]
+        lacks = [f"{n} ({i})" for n, i in zip(classes.names, classes.ids, strict=True) if not seen["train"].pixels[i]]
         raise DataError(
             f"The masks of train hold {there[0] if there else 'void'} alone; {shown(lacks)} only in the other split.\n"
             "Nothing can be learned: train needs masks of two classes or more."

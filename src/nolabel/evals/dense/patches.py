@@ -115,10 +115,10 @@ def colours(like: Backbone, device: str) -> Extractor:
     return extract
 
 
-def in_batches(found: Iterable[Scene], batch_size: int) -> Iterator[list[Scene]]:
+def in_batches(scenes: Iterable[Scene], batch_size: int) -> Iterator[list[Scene]]:
     """Neighbours of one size together, at most `batch_size` of them."""
     batch: list[Scene] = []
-    for scene in found:
+    for scene in scenes:
         if batch and (len(batch) == batch_size or scene.image.shape != batch[0].image.shape):
             yield batch
             batch = []

@@ -227,12 +227,12 @@ def describe_boxed(boxed: Boxed) -> str:
     counts, ignored = [0] * len(boxed.classes), 0
     for split, examples in boxed.splits.items():
         objects = [one.objects for one in examples]
-        empty = sum(not len(found.labels) for found in objects)
+        empty = sum(not len(own.labels) for own in objects)
         parts.append(f"{split} {len(examples)} images with {sum(len(o.labels) for o in objects)} boxes")
         parts[-1] += f" ({empty} without a box)" if empty else ""
-        ignored += sum(int(found.ignored.sum()) for found in objects)
-        for found in objects:
-            for label in found.labels.tolist():
+        ignored += sum(int(own.ignored.sum()) for own in objects)
+        for own in objects:
+            for label in own.labels.tolist():
                 counts[label] += 1
     what = {"COCO": "crowds", "PASCAL VOC": "difficult objects"}.get(boxed.layout)
     read_from = f" ({printable(', '.join(boxed.files))})" if boxed.files else ""

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from nolabel import catalog
 from nolabel.data.bad_files import BadFile, BadImage
 from nolabel.data.class_folders import check_spelling, read_column, read_folders
 from nolabel.data.levels import Range
+from nolabel.data.mask_content import are_photos, find_paired_folders
 from nolabel.data.masks import find_masks
 from nolabel.data.missing import check_missing, describe_unused
 from nolabel.data.names import Names, compact, name_bytes, printable
@@ -83,12 +85,17 @@ def scan(data: str | Path, subfolder: str | None = None, keep_masks: bool = Fals
 def leave_out_masks(images: Images) -> Images:
     """The images without masks, which are in `skipped`, a record for each kind."""
     names = _compact(images.names)
-    groups = find_masks(names)
-    if not groups:
-        return images
+    by_place = partial(read, images._replace(names=names))
+    groups = [group for group in find_masks(names) if not are_photos(group, by_place)]
     keep = np.ones(len(names), bool)
     for group in groups:
         keep[group.rows] = False
+    more = find_paired_folders(names, ~keep, by_place)
+    for group in more:
+        keep[group.rows] = False
+    groups += more
+    if not groups:
+        return images
     masks = [BadFile(group.name, MASK, files_in_words(names.take(group.rows)), 0) for group in groups]
     return images._replace(names=names.take(np.flatnonzero(keep)), skipped=(*images.skipped, *masks))
 
@@ -104,7 +111,13 @@ def describe_masks(images: Images) -> list[str]:
 
 def left_out(images: Images) -> list[str]:
     """Lines on all that the scan left out and a reader of results must know."""
-    return _describe(images, _MASKS | _FOLDERS)
+    return [*_describe(images, _MASKS | _FOLDERS), *other_suffixes(images)]
+
+
+def other_suffixes(images: Images) -> list[str]:
+    """A line on files of other suffixes that are pictures by their content; none without them."""
+    unused = describe_unused(images.source, images.root, images.skipped)
+    return [f"files of other suffixes: {unused.removeprefix('not used: ')}"] if unused else []
 
 
 def _describe(images: Images, reasons: Mapping[str, str]) -> list[str]:
@@ -162,7 +175,7 @@ def scan_labelled(data: str | Path) -> dict[str, LabelledImages]:
     check_spelling(classes)
     places = {name: i for i, name in enumerate(classes)}
     label = np.array([places[one[1]] if one else -1 for one in found.labels])
-    unused = (*(f"{bad.name} ({bad.detail})" for bad in masks), *found.unused)
+    unused = (*(f"{bad.name} ({bad.detail})" for bad in masks), *found.unused, *other_suffixes(images))
     splits = {}
     for key in (*SPLITS, "all"):
         own = np.array([bool(one) and one[0] == key for one in found.labels])

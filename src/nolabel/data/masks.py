@@ -34,7 +34,7 @@ _BESIDE = frozenset(
     )
 )
 """Words that may be beside them: `gtFine`, `SegmentationClass`, `leftImg8bit`, `1st_manual`."""
-_LOSSY = (".jpg", ".jpeg")
+LOSSY = (".jpg", ".jpeg")
 _LOSSLESS = (b".png", b".bmp", b".gif", b".tif", b"tiff")
 _LEAST = 2  # pairs of photo and mask in a folder from which names count as proof
 
@@ -60,6 +60,11 @@ class MaskGroup(NamedTuple):
     rows: NDArray[np.int64]
     """Their places among the names."""
 
+    @property
+    def certain(self) -> bool:
+        """False where the names are weak evidence: `x.png` beside `x.jpg`, `x_label.jpg`."""
+        return not self.name.endswith(LOSSY)
+
 
 def find_masks(names: Names) -> list[MaskGroup]:
     """The masks among the names of images, by kind."""
@@ -81,7 +86,7 @@ def find_masks(names: Names) -> list[MaskGroup]:
     if _has_word(lower):
         for name, rows in _by_suffix(names, order):
             groups.setdefault(name, []).append(rows)
-    if any(end in lower for end in _LOSSLESS) and any(end.encode() in lower for end in _LOSSY):
+    if any(end in lower for end in _LOSSLESS) and any(end.encode() in lower for end in LOSSY):
         for name, rows in _twins(names, order):
             groups.setdefault(name, []).append(rows)
     return [MaskGroup(name, np.unique(np.concatenate(rows))) for name, rows in groups.items()]
@@ -159,7 +164,8 @@ def _mask_folders(names: Names) -> dict[int, str]:
 def _sort_out(kids: Collection[str], named: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """Folders with a word for masks in the name: those that hold masks, those that may, and those with other names."""
     own = {kid: masks_of(kid, kids) for kid in named}
-    pictures = any(is_pictures(kid) for kid in kids)
+    others = [kid for kid in kids if kid not in named and not is_pictures(kid) and not split_of(kid)]
+    pictures = any(is_pictures(kid) for kid in kids) and not others  # `picture_frame`, `mask`, `wig` may be classes
     sure = [kid for kid in named if (pictures and is_masks(kid)) or split_of(own[kid] or "")]
     unsure = [kid for kid in named if kid not in sure and (is_masks(kid) or own[kid])]
     return sure, unsure, [kid for kid in named if kid not in sure and kid not in unsure]
@@ -176,7 +182,7 @@ def _is_paired(names: Names, folders: Mapping[int, str], beside: Collection[int]
     rows = rows[:: max(1, len(rows) // 1000)]
     paired = 0
     for _, stem, suffix in _stems(names, rows):
-        alike = stem in stems and (stem, suffix.lower()) not in photos and suffix.lower() not in _LOSSY
+        alike = stem in stems and (stem, suffix.lower()) not in photos and suffix.lower() not in LOSSY
         paired += alike or any(base in stems for base in mask_bases(stem))
     return paired >= max(_LEAST, len(rows) / 2)
 
@@ -194,10 +200,10 @@ def _by_suffix(names: Names, order: NDArray[np.int64]) -> Iterator[tuple[str, ND
         kinds: dict[str, list[int]] = {}
         for row, stem, suffix in _stems(names, own):
             base = next((base for base in bases[row] if base in photos), None)
-            if base is None or (not stem.startswith(base) and suffix.lower() in _LOSSY):
+            if base is None or (not stem.startswith(base) and suffix.lower() in LOSSY):
                 continue
             after = stem.startswith(base)
-            if suffix.lower() in _LOSSY and not _CERTAIN.search(stem[len(base) :]):
+            if suffix.lower() in LOSSY and not _CERTAIN.search(stem[len(base) :]):
                 continue  # `golf_gt.jpg`, `mary_ann.jpg`
             word = re.sub(r"\d+", "", stem[len(base) :] if after else stem[: len(stem) - len(base)])
             kinds.setdefault(f"*{word}{suffix.lower()}" if after else f"{word}*{suffix.lower()}", []).append(row)
@@ -219,7 +225,7 @@ def _twins(names: Names, order: NDArray[np.int64]) -> Iterator[tuple[str, NDArra
         by_suffix: dict[str, dict[int, str]] = {}
         for row, stem, suffix in _stems(names, rows):
             by_suffix.setdefault(suffix.lower(), {})[row] = stem
-        photos = {stem for suffix in _LOSSY for stem in by_suffix.pop(suffix, {}).values()}
+        photos = {stem for suffix in LOSSY for stem in by_suffix.pop(suffix, {}).values()}
         for suffix, found in by_suffix.items():
             if len(found) >= _LEAST and photos.issuperset(found.values()):
                 yield f"*{suffix} beside *.jpg", np.array(list(found), np.int64)
@@ -227,7 +233,7 @@ def _twins(names: Names, order: NDArray[np.int64]) -> Iterator[tuple[str, NDArra
 
 def _has_twin(names: Names, row: int) -> bool:
     stem = os.path.splitext(names[row])[0]
-    return any(names.find(stem + end) is not None for end in (*_LOSSY, *(end.upper() for end in _LOSSY)))
+    return any(names.find(stem + end) is not None for end in (*LOSSY, *(end.upper() for end in LOSSY)))
 
 
 def _by_folder(names: Names, order: NDArray[np.int64], numbers: NDArray[np.integer]) -> Iterator[NDArray[np.int64]]:

@@ -16,7 +16,8 @@ def words(name: str) -> list[str]:
 
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn", "tr", "trainval"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "vali", "vld", "dev", "devel", "development"), "val"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "vali", "vld", "minival"), "val"),
+    **dict.fromkeys(("dev", "devel", "development"), "val"),
     **dict.fromkeys(("test", "tests", "testing", "tst", "te", "eval", "evaluation", "evaluate", "holdout"), "test"),
 }
 PICTURE_WORDS = frozenset(

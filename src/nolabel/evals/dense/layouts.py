@@ -96,8 +96,10 @@ def _find(
         splits, classes = _cityscapes(tree)
         return "Cityscapes", splits, given or classes, []
     if any(name.startswith("SegmentationClass/") for name in tree.names):
-        names = tuple(VOC.split(","))
-        return "PASCAL VOC", _voc(tree), given or Classes(names, tuple(range(len(names))), (VOID_ID,)), []
+        names, splits = tuple(VOC.split(",")), _voc(tree)
+        voc = Classes(names, tuple(range(len(names))), (VOID_ID,))
+        own = find_classes(tree, [m for pairs in splits.values() for m in pairs.masks])  # CVAT's labelmap.txt
+        return "PASCAL VOC", splits, given or (own if own.ids else voc), []
     notes: list[str] = []
     splits = pair_masks(tree, data, notes)
     return "folders", splits, given or find_classes(tree, [m for pairs in splits.values() for m in pairs.masks]), notes

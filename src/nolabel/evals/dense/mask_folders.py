@@ -114,7 +114,7 @@ def _key(name: str) -> Key:
 def _plain(folder: str) -> str:
     """A folder without its words for images and masks: `val_images` -> val, `trainannot` -> train, `masks` -> ""."""
     if is_pictures(folder) or is_masks(folder):
-        return next((split for word in words(folder) if (split := split_of(word))), "")
+        return next((split for word in words(folder) if word != "trainval" and (split := split_of(word))), "")
     if split := split_of(folder):
         return split
     match = _MASK_END.fullmatch(folder)

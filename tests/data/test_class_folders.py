@@ -64,6 +64,8 @@ def test_spellings_of_splits(split: str | None, spellings: str) -> None:
 def test_splits_with_words_in_common() -> None:
     assert splits_of(["seg_train", "seg_test", "seg_pred"]) == {"seg_train": "train", "seg_test": "test"}
     assert splits_of(["pets-v2-train", "pets-v2-valid"]) == {"pets-v2-train": "train", "pets-v2-valid": "val"}
+    market = ["bounding_box_train", "bounding_box_test", "query"]
+    assert splits_of(market) == {"bounding_box_train": "train", "bounding_box_test": "test"}
     assert splits_of(["cat_train", "dog_train"]) == splits_of(["bus", "train_station"]) == {}
 
 

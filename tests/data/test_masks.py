@@ -116,6 +116,8 @@ def plant(root: Path, patterns: dict[str, str], numbers: tuple[str, ...] = ("1",
         ("image_02/data/{}.png", "proj_depth/groundtruth/image_02/{}.png", "depth"),
         ("x/{}.jpg", "x/{}.png", "depth"),
         ("x/{}.jpg", "x/{}_label.jpg", "mask"),
+        ("face/{}.jpg", "mask/{}.png", "mask"),
+        ("assembly/{}.jpg", "parts/{}.png", "ids"),
     ],
 )
 def test_pixels_tell_masks(photos: str, others: str, kind: str, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def find_paired_folders(names: Names, taken: NDArray[np.bool_], read: Reader) ->
         if len(pairs) < max(_LEAST, len(rows) / 2):
             continue
         if all(_is_mask_of(read, *pairs[i]) for i in _few(len(pairs))):
-            found.append(MaskGroup(posixpath.basename(top) + "/", lossless))
+            found.append(MaskGroup(posixpath.basename(top) + "/", lossless, True))
     return found
 
 

@@ -59,18 +59,15 @@ class MaskGroup(NamedTuple):
     """Folder (`gtFine/`) or pattern (`*_mask.png`), for people."""
     rows: NDArray[np.int64]
     """Their places among the names."""
-
-    @property
-    def certain(self) -> bool:
-        """False where the names are weak evidence: `x.png` beside `x.jpg`, `x_label.jpg`."""
-        return not self.name.endswith(LOSSY)
+    certain: bool
+    """False where the names are weak evidence: `x.png` beside `x.jpg`, `x_label.jpg`, `mask/x.png` and `face/x.jpg`."""
 
 
 def find_masks(names: Names) -> list[MaskGroup]:
     """The masks among the names of images, by kind."""
     if not len(names):
         return []
-    groups: dict[str, list[NDArray[np.int64]]] = {}
+    groups: dict[tuple[str, bool], list[NDArray[np.int64]]] = {}
     free = np.ones(len(names), bool)
     if _has_word(names.folders.text):
         by_folder = _mask_folders(names)
@@ -85,11 +82,11 @@ def find_masks(names: Names) -> list[MaskGroup]:
     lower = names.files.text.lower()
     if _has_word(lower):
         for name, rows in _by_suffix(names, order):
-            groups.setdefault(name, []).append(rows)
+            groups.setdefault((name, not name.endswith(LOSSY)), []).append(rows)
     if any(end in lower for end in _LOSSLESS) and any(end.encode() in lower for end in LOSSY):
         for name, rows in _twins(names, order):
-            groups.setdefault(name, []).append(rows)
-    return [MaskGroup(name, np.unique(np.concatenate(rows))) for name, rows in groups.items()]
+            groups.setdefault((name, not name.endswith(LOSSY)), []).append(rows)
+    return [MaskGroup(name, np.unique(np.concatenate(rows)), sure) for (name, sure), rows in groups.items()]
 
 
 def is_masks(folder: str) -> bool:
@@ -135,24 +132,25 @@ def _plain(rest: set[str]) -> bool:
     return all(word.isdigit() or word in _BESIDE or word in PLAIN_WORDS or split_of(word) for word in rest)
 
 
-def _mask_folders(names: Names) -> dict[int, str]:
-    """The places of the folders that hold masks, each with the name of the top one of them for people."""
+def _mask_folders(names: Names) -> dict[int, tuple[str, bool]]:
+    """The places of the folders that hold masks, with the name of the top one for people, and whether that is sure."""
     strings = names.folders.strings()
     folders = {i: strings[i] for i in np.unique(names.folder).tolist()}
     inside: dict[str, set[str]] = {}
     for folder in folders.values():
         for above, name in ancestors(folder):
             inside.setdefault(above, set()).add(name)
-    tops: dict[str, str] = {}
+    tops: dict[str, tuple[str, bool]] = {}
     for above, kids in inside.items():
         named = [kid for kid in kids if _ANY.search(kid.lower().encode("utf-8", "surrogateescape"))]
         if named:
             sure, unsure, strange = _sort_out(kids, named)
+            tops |= {f"{above}{kid}/": (f"{kid}/", True) for kid in sure}
             if not strange:  # `no_mask` beside `mask`: classes
                 paths = tuple(f"{above}{kid}/" for kid in unsure)
                 photos = {i: f for i, f in folders.items() if f.startswith(above) and not f.startswith(paths)}
-                sure += [kid for kid in unsure if _is_paired(names, folders, photos, f"{above}{kid}/")]
-            tops |= {f"{above}{kid}/": f"{kid}/" for kid in sure}
+                paired = [kid for kid in unsure if _is_paired(names, folders, photos, f"{above}{kid}/")]
+                tops |= {f"{above}{kid}/": (f"{kid}/", False) for kid in paired}
     found = {}
     for i, folder in folders.items():
         top = next((tops[f"{above}{name}/"] for above, name in ancestors(folder) if f"{above}{name}/" in tops), None)

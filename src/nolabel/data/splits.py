@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 SPLITS = ("train", "val", "test")
 _WORD = re.compile(r"[^\W\d_]+|\d+")
@@ -45,7 +45,8 @@ def split_of(folder: str) -> str | None:
 def splits_of(folders: Iterable[str]) -> dict[str, str]:
     """The splits among folders that lie side by side, by folder.
 
-    Where none is one by its own name, words that all of them share are left away: `seg_train`, `seg_test`, `seg_pred`.
+    Where none is one by its own name, words that all of them share are left away: `seg_train`, `seg_test`, `seg_pred`;
+    else those that differ in the word for the split alone are splits: `box_train`, `box_test` beside `query`.
     """
     folders = list(folders)
     plain = {folder: split for folder in folders if (split := split_of(folder))}
@@ -56,7 +57,7 @@ def splits_of(folders: Iterable[str]) -> dict[str, str]:
     last = _shared([own[first:][::-1] for own in every])
     rest = {folder: own[first : len(own) - last] for folder, own in zip(folders, every, strict=True)}
     found = {folder: split for folder, own in rest.items() if (split := _split_of_words(own))}
-    return found if len(set(found.values())) > 1 else {}
+    return found if len(set(found.values())) > 1 else _splits_of_equals(dict(zip(folders, every, strict=True)))
 
 
 def looks_like(name: str) -> str:
@@ -72,6 +73,17 @@ def _split_of_words(own: list[str]) -> str | None:
     plain = all(word.isdigit() or word in PLAIN_WORDS or word in PICTURE_WORDS for word in others)
     splits = {split for split in known if split}
     return splits.pop() if plain and len(splits) == 1 else None
+
+
+def _splits_of_equals(words_of: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The folders whose names are equal but for one word for a split, where two splits are among them."""
+    groups: dict[tuple[str, ...], dict[str, str]] = {}
+    for folder, own in words_of.items():
+        at = [i for i, word in enumerate(own) if word in _SPLIT_WORDS]
+        if len(at) == 1:
+            rest = (*own[: at[0]], "", *own[at[0] + 1 :])
+            groups.setdefault(rest, {})[folder] = _SPLIT_WORDS[own[at[0]]]
+    return {folder: split for one in groups.values() if len(set(one.values())) > 1 for folder, split in one.items()}
 
 
 def _shared(every: Sequence[Sequence[str]]) -> int:

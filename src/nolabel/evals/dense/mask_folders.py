@@ -32,7 +32,9 @@ def pair_masks(tree: Tree, data: str | Path, notes: list[str]) -> dict[str, Pair
     Raises DataError for a tree without masks, masks without an image, and images with two masks.
     """
     names = sorted(tree.names, key=name_bytes)
-    groups = {group.name: [names[i] for i in group.rows] for group in find_masks(compact(names))}
+    groups: dict[str, list[str]] = {}
+    for group in find_masks(compact(names)):
+        groups.setdefault(group.name, []).extend(names[i] for i in group.rows)
     masks = {name for group in groups.values() for name in group}
     if not masks or len(masks) == len(names):
         raise DataError(

@@ -117,6 +117,8 @@ def plant(root: Path, patterns: dict[str, str], numbers: tuple[str, ...] = ("1",
         ("x/{}.jpg", "x/{}.png", "depth"),
         ("x/{}.jpg", "x/{}_label.jpg", "mask"),
         ("face/{}.jpg", "mask/{}.png", "mask"),
+        ("train/train-org-img/{}.jpg", "train/train-label-img/{}_lab.png", "ids"),
+        ("2_Ortho_RGB/top_{}_RGB.tif", "5_Labels_all/top_{}_label.tif", "ids"),
         ("assembly/{}.jpg", "parts/{}.png", "ids"),
     ],
 )

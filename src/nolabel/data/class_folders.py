@@ -94,7 +94,9 @@ def read_column(column: Sequence[tuple[str, ...]]) -> Labels:
         labels = [one[:2] if len(one) > 1 and one[0] in SPLITS else () for one in places]
     else:
         labels = [("all", one[0]) if one else () for one in places]
-    return Labels([one if one[1:] != (VOID,) else () for one in labels], group, {}, ())
+    labels = [one if one[1:] != (VOID,) else () for one in labels]
+    bare = int(np.array([not one for one in labels], bool)[group].sum())
+    return Labels(labels, group, {}, (f"{_count(bare)} without a class or a split",) if bare else ())
 
 
 def folder_tree(names: Names) -> Tree:

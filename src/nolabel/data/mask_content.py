@@ -2,6 +2,7 @@
 
 import os
 import posixpath
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from nolabel.data.bad_files import BadImage
 from nolabel.data.decode import examine
-from nolabel.data.masks import LOSSY, MASK_WORDS, MaskGroup, mask_bases
+from nolabel.data.masks import LOSSY, MASK_WORDS, MaskGroup, mask_bases, photo_bases
 from nolabel.data.names import Names
 from nolabel.data.splits import words
 
@@ -23,6 +24,7 @@ MOST_PIXELS = 50_000_000
 LEAST_COLOURS = 256
 """A picture with more colours is no mask: a palette has no more."""
 _LEAST = 2
+_END = re.compile(r"[-_. ][^-_. ]+$")
 
 
 class Look(NamedTuple):
@@ -77,10 +79,13 @@ def _named_top(folder: str) -> str:
 
 def _pair(names: Names, masks: NDArray[np.int64], photos: NDArray[np.int64]) -> dict[int, int]:
     """The photo of each mask by its stem, in the place of the mask."""
-    wanted = {row: [_stem(names[row]), *mask_bases(_stem(names[row]))] for row in masks.tolist()}
-    every = {stem for stems in wanted.values() for stem in stems}
-    place = {stem: row for row in photos.tolist() if (stem := _stem(names[row])) in every}
-    return {row: place[own[0]] for row, stems in wanted.items() if (own := [stem for stem in stems if stem in place])}
+    stems = {row: _stem(names[row]) for row in masks.tolist()}
+    ends = {match[0] if (match := _END.search(stem)) else "" for stem in stems.values()}
+    end = ends.pop() if len(ends) == 1 else ""  # such as `_lab`
+    wanted = {row: [stem, *mask_bases(stem), stem.removesuffix(end)] for row, stem in stems.items()}
+    every = {base for bases in wanted.values() for base in bases}
+    place = {stem: row for row in photos.tolist() for stem in photo_bases(_stem(names[row])) if stem in every}
+    return {row: place[own[0]] for row, bases in wanted.items() if (own := [base for base in bases if base in place])}
 
 
 def _stem(name: str) -> str:

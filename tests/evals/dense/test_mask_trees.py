@@ -147,6 +147,17 @@ COLOUR_LISTS = {
 }
 
 
+def test_cityscapes_as_its_zips_unpack(tmp_path: Path) -> None:
+    """Every id that is no class is void there, too."""
+    for split in ("train", "val"):
+        stem = f"{split}/bonn/bonn_{split}"
+        save(tmp_path / f"leftImg8bit_trainvaltest/leftImg8bit/{stem}_leftImg8bit.png", np.zeros((4, 6, 3)))
+        save(tmp_path / f"gtFine_trainvaltest/gtFine/{stem}_gtFine_labelIds.png", mask(4, 7, 26))
+    found = scan_masked(tmp_path)
+    assert len(found.classes.ids) == 19 and found.classes.names[0] == "road" and found.named
+    assert read_pair(found, "val", 0)[1][0].tolist() == [VOID, 0, 13] * 2
+
+
 def test_classes_of_another_tool_in_the_tree_of_voc(tmp_path: Path) -> None:
     """CVAT exports its own classes in VOC's tree: they are not aeroplane and bicycle."""
     colours = np.array([(0, 0, 0), (128, 0, 0)])

@@ -134,8 +134,8 @@ def _column(rows: Sequence[Cells], at: int | None) -> list[str] | None:
 
 def _labels(classes: Iterable[str], splits: Sequence[str] | None) -> list[tuple[str, ...]]:
     found = [split_of(name) for name in splits] if splits else []
-    if found and all(found):
-        return [(split, name) if name else () for split, name in zip(found, classes, strict=True) if split]
+    if any(found):
+        return [(split, name) if split and name else () for split, name in zip(found, classes, strict=True)]
     return [(name,) if name else () for name in classes]
 
 

@@ -33,8 +33,8 @@ def pair_masks(tree: Tree, data: str | Path, notes: list[str]) -> dict[str, Pair
     """
     names = sorted(tree.names, key=name_bytes)
     groups: dict[str, list[str]] = {}
-    for group in find_masks(compact(names)):
-        groups.setdefault(group.name, []).extend(names[i] for i in group.rows)
+    for one in find_masks(compact(names)):
+        groups.setdefault(one.name, []).extend(names[i] for i in one.rows)
     masks = {name for group in groups.values() for name in group}
     if not masks or len(masks) == len(names):
         raise DataError(

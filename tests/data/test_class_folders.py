@@ -49,7 +49,10 @@ def in_short(found: dict[str, LabelledImages]) -> dict[str, tuple[str, ...]]:
             "train",
             "train TRAIN Training training_set Train-Images trainset train2017 trainval train_val2012 TrainData tr",
         ),
-        ("val", "val Valid validation VALIDATION validation_set val-images val2014 dev Validate ValidationSet"),
+        (
+            "val",
+            "val Valid validation VALIDATION minival validation_set val-images val2014 dev Validate ValidationSet",
+        ),
         ("test", "test Test testing TESTING test_set test-images test2019 eval Evaluation tst"),
         (None, "trainA strain trains-and-cars tests_of_time contest 2017 images train_labels valley evaluate_me"),
     ],
@@ -61,6 +64,8 @@ def test_spellings_of_splits(split: str | None, spellings: str) -> None:
 def test_splits_with_words_in_common() -> None:
     assert splits_of(["seg_train", "seg_test", "seg_pred"]) == {"seg_train": "train", "seg_test": "test"}
     assert splits_of(["pets-v2-train", "pets-v2-valid"]) == {"pets-v2-train": "train", "pets-v2-valid": "val"}
+    market = ["bounding_box_train", "bounding_box_test", "query"]
+    assert splits_of(market) == {"bounding_box_train": "train", "bounding_box_test": "test"}
     assert splits_of(["cat_train", "dog_train"]) == splits_of(["bus", "train_station"]) == {}
 
 
@@ -108,6 +113,10 @@ TREES: dict[str, tuple[list[str], dict[str, int], tuple[str, ...]]] = {
         {"train": 4, "test": 4},
         ("annotations/ (1 file, the first is annotations/0.png)",),
     ),
+    "numbered folders in classes": (classes("cat", "dog", names=("cam1", "cam2", "cam3")), {"all": 12}, ()),
+    "shards in classes": (classes("cat", "dog", names=("000", "001")), {"all": 8}, ()),
+    "kinds in classes": (classes("cat", "dog", names=("original", "images")), {"all": 8}, ()),
+    "one folder in each class": (classes("cat", "dog", names=("more",)), {"all": 4}, ()),
     "train is a class": (["bus/0.jpg", "car/0.jpg", "train/0.jpg"], {"all": 3}, ()),
 }
 
@@ -148,6 +157,21 @@ REFUSED = {
     ),
     "images as a class": (["images/0.jpg", "other/0.jpg"], "images/ holds pictures of all kinds\nIt is beside other"),
     "clips": (classes("frames", "masks"), "frames/ holds pictures of all kinds"),
+    "folds": (classes("fold1", "fold2"), r"\(1\) classes fold1, fold2; \(2\) classes cat, dog, in fold1, fold2 as"),
+    "words of another language": (
+        classes("entrenamiento", "prueba"),
+        r"\(2\) classes cat, dog, in entrenamiento, prueba",
+    ),
+    "kinds of pictures": (
+        classes("train/color", "train/grey", "test/color", "test/grey"),
+        r"\(1\) classes color, grey",
+    ),
+    "one class missing in a part": (
+        [*classes("a", names=("x", "y", "z")), *classes("b", names=("x", "y"))],
+        r"\(2\) classes x, y, in a, b as data sets",
+    ),
+    "a copy beside": ([*classes(""), *classes("thumbs")], r"where thumbs holds cat, dog, too; \(2\) classes cat, dog,"),
+    "a copy of itself inside": ([*classes("d"), *classes("d/d")], r"where d holds cat, dog, too"),
     "masks only": (["images/0.jpg", "masks/0.png"], r"two class folders with images but 1[^0]"),
 }
 
@@ -159,6 +183,16 @@ def test_trees_that_are_refused(tree: str, packed: bool, tmp_path: Path) -> None
     with pytest.raises(DataError, match=message) as caught:
         scan_labelled(zipped(tmp_path / "d.zip", names) if packed else plant(tmp_path / "d", names))
     assert len(str(caught.value).splitlines()) <= 5
+
+
+def test_pictures_of_other_suffixes_are_named(tmp_path: Path) -> None:
+    plant(tmp_path, classes("train", "val", names=("cat", "dog")))
+    for split in ("train", "val"):
+        (tmp_path / split / "owl").mkdir()
+        (tmp_path / split / "owl/0.jfif").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF\0")
+    found = scan_labelled(tmp_path)
+    assert found["val"].unused == ("files of other suffixes: 2 .jfif (JPEG: name it .jpg)",)
+    assert left_out(scan(tmp_path)) == ["files of other suffixes: 2 .jfif (JPEG: name it .jpg)"]
 
 
 PARTS = ("train", "Val", "test", "valid", "cat", "dog", "images", "masks", "extra", ".git", "__MACOSX", "void", "x")

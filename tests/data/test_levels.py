@@ -175,7 +175,7 @@ def test_bands_are_named_and_never_called_damaged(pixels: np.ndarray, photometri
     ("low", "high", "option"),
     [
         (0, 4095, "0 4095"), (3, 2999, "0 4095"), (0, 1023, "0 1023"), (-400, 1200, "-400 1200"), (0.1, 0.9, "0.1 0.9"),
-        (30000, 34000, "30000 34000"),
+        (30000, 34000, "30000 34000"), (0, 1, "0 1"), (0, 100, "0 100"), (0, 255, "0 255"),
     ],
 )  # fmt: skip
 def test_the_range_that_is_suggested(low: float, high: float, option: str) -> None:
@@ -203,6 +203,16 @@ def test_what_is_lost_is_reported(folder: Path) -> None:
     for i in range(3):
         (folder / f"{i}.png").write_bytes(saved(TWELVE * 16, "PNG"))
     assert describe_values(look_at_values(scan(folder)), None) == []
+
+
+def test_holes_in_depth_maps_and_constant_files() -> None:
+    """Holes of 65535 are white until a range is stated; no range is suggested for one value."""
+    values = read_values(saved(np.where(TWELVE < 800, 65535, TWELVE), "PNG"))
+    assert values is not None and values.nodata
+    assert describe_values(Looked([values], 1), None)[1].endswith("of all): read as values, black with --range")
+    assert describe_values(Looked([values], 1), (0, 4095))[1].endswith("of all): black")
+    for constant in (read_values(saved(np.full((4, 4), 7, np.uint16), "PNG")), values._replace(low=7, high=7)):
+        assert constant is not None and "--range 7" not in describe_values(Looked([constant], 1), None)[0]
 
 
 def test_floats_are_reported() -> None:

@@ -4,7 +4,9 @@ import itertools
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from nolabel.data.images import left_out, scan
 from nolabel.data.masks import find_masks
@@ -71,6 +73,7 @@ PHOTOS = [
     ["people/mary {}.jpg", "people/mary {}_ann.jpg"],
     ["Ann/{}.jpg", "Bob/{}.jpg"],
     ["manual/{}.jpg", "automatic/{}.jpg"],
+    ["picture_frame/{}.jpg", "mask/{}.jpg", "wig/{}.jpg"],
 ]
 
 
@@ -83,6 +86,48 @@ def test_one_name_alone_is_no_proof() -> None:
     photos = [f"x/{i}.jpg" for i in range(40)]
     assert found([*photos, "x/3_label.jpg"]) == set()
     assert found([*photos, "x/3.png"]) == found([*photos, "x/3.png", "x/4.png", "x/99.png"]) == set()
+
+
+def picture(kind: str, seed: int) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    if kind == "photo":
+        return Image.fromarray(noise)
+    if kind == "depth":
+        return Image.fromarray(noise[..., 0].astype(np.uint16) * 200)
+    return Image.fromarray((noise[..., 0] > 128).astype(np.uint8) * (255 if kind == "mask" else 1))
+
+
+def plant(root: Path, patterns: dict[str, str], numbers: tuple[str, ...] = ("1", "b 2", "c_3")) -> Path:
+    for seed, (pattern, kind) in enumerate(patterns.items()):
+        for i, name in enumerate(pattern.format(n) for n in numbers):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            picture(kind, 10 * seed + i).save(root / name)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("photos", "others", "kind"),
+    [
+        ("ISIC2018_Training_Input/ISIC_{}.jpg", "ISIC2018_Training_GroundTruth/ISIC_{}_segmentation.png", "mask"),
+        ("HAM_images_part_1/{}.jpg", "HAM_segmentations_lesion/{}_segmentation.png", "mask"),
+        ("VOC/JPEGImages/{}.jpg", "VOC/SegmentationClassContext/{}.png", "ids"),
+        ("DUTS-TR/DUTS-TR-Image/{}.jpg", "DUTS-TR/DUTS-TR-Mask/{}.png", "mask"),
+        ("training/images/{}.jpg", "training/v1.2/labels/{}.png", "ids"),
+        ("image_02/data/{}.png", "proj_depth/groundtruth/image_02/{}.png", "depth"),
+        ("x/{}.jpg", "x/{}.png", "depth"),
+        ("x/{}.jpg", "x/{}_label.jpg", "mask"),
+        ("face/{}.jpg", "mask/{}.png", "mask"),
+        ("train/train-org-img/{}.jpg", "train/train-label-img/{}_lab.png", "ids"),
+        ("2_Ortho_RGB/top_{}_RGB.tif", "5_Labels_all/top_{}_label.tif", "ids"),
+        ("assembly/{}.jpg", "parts/{}.png", "ids"),
+    ],
+)
+def test_pixels_tell_masks(photos: str, others: str, kind: str, tmp_path: Path) -> None:
+    """Where names leave it open a few files are opened: masks are left out, and photos of such names are not."""
+    assert list(scan(plant(tmp_path / "masks", {photos: "photo", others: kind})).names) == sorted(
+        photos.format(n) for n in ("1", "b 2", "c_3")
+    )
+    assert len(scan(plant(tmp_path / "photos", {photos: "photo", others: "photo"})).names) == 6
 
 
 def test_a_scan_leaves_masks_out_and_names_them_once(tmp_path: Path) -> None:

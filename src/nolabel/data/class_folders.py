@@ -3,6 +3,7 @@
 Only folders with images count. A tree that can be read in two ways is refused, and the error shows both ways.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -95,7 +96,9 @@ def read_column(column: Sequence[tuple[str, ...]]) -> Labels:
         labels = [one[:2] if len(one) > 1 and one[0] in SPLITS else () for one in places]
     else:
         labels = [("all", one[0]) if one else () for one in places]
-    return Labels([one if one[1:] != (VOID,) else () for one in labels], group, {}, ())
+    labels = [one if one[1:] != (VOID,) else () for one in labels]
+    bare = int(np.array([not one for one in labels], bool)[group].sum())
+    return Labels(labels, group, {}, (f"{_count(bare)} without a class or a split",) if bare else ())
 
 
 def folder_tree(names: Names) -> Tree:
@@ -135,6 +138,7 @@ def read_tree(tree: Tree, data: str) -> Reading:
     parts = {_classes_of(tree, f"{top}{kid}/"): Part(splits[kid]) for kid in with_classes}
     for path in parts:
         _check_classes(tree.inside[path], path, data)
+        _check_inside(tree, tree.inside[path], path, data)
     return Reading(parts, _unused(tree, parts))
 
 
@@ -166,6 +170,7 @@ def _without_splits(tree: Tree, top: str, kids: list[str], data: str) -> Reading
         return Reading(parts, _unused(tree, parts))
     if len(kids) > 1:
         _check_classes(kids, top, data)
+        _check_inside(tree, kids, top, data)
     parts = {top: Part("all")}
     return Reading(parts, _unused(tree, parts))
 
@@ -217,6 +222,34 @@ def _check_classes(kids: Sequence[str], at: str, data: str) -> None:
     odd = [kid for kid in odd if set(words(kid)) & PICTURE_WORDS]
     if odd and len(kids) > 1:
         raise _of_all_kinds(f"{at}{odd[0]}/", [kid for kid in kids if kid != odd[0]], data)
+
+
+def _check_inside(tree: Tree, kids: Sequence[str], at: str, data: str) -> None:
+    """DataError where folders of classes all hold the same folders, or one of them holds those beside it.
+
+    They may be parts of a data set (`fold1/cat`, `grey/cat`), or a copy (`thumbnails/cat` beside `cat`).
+    """
+    inner = {kid: _class_names(tree.inside.get(f"{at}{kid}/", ())) for kid in kids}
+    for kid, own in inner.items():
+        if len(beside := own & (set(kids) - {kid})) > 1:
+            copy = f"classes {_list(set(kids) - {kid})}, and those in {_shown(f'{at}{kid}/')} not used"
+            raise _two_readings(data, f"classes {_list(kids)}, where {kid} holds {_list(beside)}, too", copy, "")
+    common, every = set.intersection(*inner.values()), set.union(*inner.values())
+    if len(kids) > 1 and len(common) > 1 and 2 * len(common) >= len(every):
+        parts = f"classes {_list(common)}, in {_list(kids)} as data sets of their own"
+        raise _two_readings(data, f"classes {_list(kids)}", parts, f"{at}{kids[0]}/")
+
+
+def _class_names(folders: Iterable[str]) -> set[str]:
+    """Folders that may be classes: not `images`, and not numbered ones (`cam1`, `cam2`, `000`, `001`)."""
+    named = [kid for kid in folders if not set(words(kid)) <= PICTURE_WORDS | PLAIN_WORDS]
+    alike = Counter("".join(word for word in words(kid) if not word.isdigit()) for kid in named)
+    return {
+        kid
+        for kid in named
+        if not (any(c.isdigit() for c in kid) and alike["".join(w for w in words(kid) if not w.isdigit())] > 1)
+        or (kid.isdigit() and len(kid) < 3)
+    }
 
 
 def _of_all_kinds(folder: str, beside: Iterable[str], data: str) -> DataError:

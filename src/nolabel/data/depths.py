@@ -47,7 +47,9 @@ def describe_values(looked: Looked, limits: Range | None) -> list[str]:
     holes = [values.nodata for values in deep if values.nodata]
     if holes:
         share = sum(holes) / len(deep)
-        lines.append(f"{len(holes)} of {looked.number} images have pixels without data ({share:.1%} of all): black")
+        plain = not limits and any(values.nodata and values.mode == "16-bit" for values in deep)
+        what = "read as values, black with --range" if plain else "black"
+        lines.append(f"{len(holes)} of {looked.number} images have pixels without data ({share:.1%} of all): {what}")
     bands = sorted({values.bands for values in looked.found if values.bands})
     if bands:
         count = sum(values.bands in bands for values in looked.found)
@@ -65,8 +67,7 @@ def _describe_unstated(deep: Sequence[Values], number: int) -> list[str]:
             levels = round(high / 257) - round(low / 257) + 1
             lines.append(
                 f"{len(direct)} of {number} images have 16-bit values from {low:g} to {high:g} of {FULL}: they become "
-                f"{levels} of 256 grey levels, {round(low / 257)} to {round(high / 257)}. "
-                f"State the values of black and white: {suggest(low, high)}"
+                f"{levels} of 256 grey levels, {round(low / 257)} to {round(high / 257)}.{_advice(low, high)}"
             )
     scaled = [values for values in deep if values.mode == "scaled"]
     if scaled:
@@ -89,9 +90,13 @@ def _describe_stated(deep: Sequence[Values], number: int, limits: Range) -> list
     return lines
 
 
+def _advice(low: float, high: float) -> str:
+    return f" State the values of black and white: {suggest(low, high)}" if low < high else ""
+
+
 def suggest(low: float, high: float) -> str:
-    """The option for values from `low` to `high`: whole bits for integers, else two digits."""
-    if float(low).is_integer() and float(high).is_integer() and low >= 0 and low < high / 2:
+    """The option for values from `low` to `high`: whole bits for integers of 8 bits or more, else two digits."""
+    if high >= 128 and float(low).is_integer() and float(high).is_integer() and low >= 0 and low < high / 2:
         return f"--range 0 {2 ** max(8, math.ceil(math.log2(high + 1))) - 1}"
     step = 10.0 ** (math.floor(math.log10(max(high - low, 1e-30))) - 1)
     return f"--range {math.floor(low / step) * step:g} {math.ceil(high / step) * step:g}"

@@ -1,4 +1,4 @@
-"""The images of DATA, the argument of most commands: their names, their order, their bytes. Scanning opens no image.
+"""The images of DATA, the argument of most commands: their names, their order, their bytes. Scanning opens no image, but for a few that only their pixels show to be masks.
 
 DATA is a source of one of the kinds in `sources.SOURCES`; `docs/reference/data-formats.md` has the rules.
 """
@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from nolabel import catalog
 from nolabel.data.bad_files import BadFile, BadImage
 from nolabel.data.class_folders import check_spelling, read_column, read_folders
 from nolabel.data.levels import Range
+from nolabel.data.mask_content import are_photos, find_paired_folders
 from nolabel.data.masks import find_masks
 from nolabel.data.missing import SYSTEM_FOLDERS, check_missing, describe_unused
 from nolabel.data.names import Names, compact, name_bytes, printable
@@ -83,12 +85,17 @@ def scan(data: str | Path, subfolder: str | None = None, keep_masks: bool = Fals
 def leave_out_masks(images: Images) -> Images:
     """The images without masks. The masks go to `skipped`, in one record per folder or pattern of names."""
     names = _compact(images.names)
-    groups = find_masks(names)
-    if not groups:
-        return images
+    by_place = partial(read, images._replace(names=names))
+    groups = [group for group in find_masks(names) if not are_photos(group, by_place)]
     keep = np.ones(len(names), bool)
     for group in groups:
         keep[group.rows] = False
+    more = find_paired_folders(names, ~keep, by_place)
+    for group in more:
+        keep[group.rows] = False
+    groups += more
+    if not groups:
+        return images
     masks = [BadFile(group.name, MASK, files_in_words(names.take(group.rows)), 0) for group in groups]
     return images._replace(names=names.take(np.flatnonzero(keep)), skipped=(*images.skipped, *masks))
 
@@ -104,7 +111,13 @@ def describe_masks(images: Images) -> list[str]:
 
 def left_out(images: Images) -> list[str]:
     """Lines on what the scan left out, as far as a reader of results must know it."""
-    return _describe(images, _MASKS | _FOLDERS)
+    return [*_describe(images, _MASKS | _FOLDERS), *other_suffixes(images)]
+
+
+def other_suffixes(images: Images) -> list[str]:
+    """A line on files of other suffixes that are pictures by their content; none without them."""
+    unused = describe_unused(images.source, images.root, images.skipped)
+    return [f"files of other suffixes: {unused.removeprefix('not used: ')}"] if unused else []
 
 
 def _describe(images: Images, reasons: Mapping[str, str]) -> list[str]:
@@ -159,7 +172,7 @@ def scan_labelled(data: str | Path) -> dict[str, LabelledImages]:
     check_spelling(classes)
     numbers = {name: i for i, name in enumerate(classes)}
     number_of_group = np.array([numbers[label[1]] if label else -1 for label in assigned.labels])
-    unused = (*(f"{bad.name} ({bad.detail})" for bad in masks), *assigned.unused)
+    unused = (*(f"{bad.name} ({bad.detail})" for bad in masks), *assigned.unused, *other_suffixes(images))
     splits = {}
     for split in (*SPLITS, "all"):
         own = np.array([bool(label) and label[0] == split for label in assigned.labels])  # groups of this split

@@ -40,7 +40,7 @@ _BESIDE = frozenset(
     )
 )
 """Words that may be in the same name: `gtFine`, `SegmentationClass`, `leftImg8bit`, `1st_manual`."""
-_LOSSY = (".jpg", ".jpeg")
+LOSSY = (".jpg", ".jpeg")
 _LOSSLESS = (b".png", b".bmp", b".gif", b".tif", b"tiff")
 _LEAST = 2  # pairs of photo and mask in a folder, from which on names are no chance
 
@@ -69,13 +69,15 @@ class MaskGroup(NamedTuple):
     """Folder (`gtFine/`) or pattern (`*_mask.png`), for people."""
     rows: NDArray[np.int64]
     """Positions of the masks among the names."""
+    certain: bool
+    """False where the names are weak evidence: `x.png` beside `x.jpg`, `x_label.jpg`, `mask/x.png` and `face/x.jpg`."""
 
 
 def find_masks(names: Names) -> list[MaskGroup]:
     """The masks among the names of images, by kind."""
     if not len(names):
         return []
-    groups: dict[str, list[NDArray[np.int64]]] = {}
+    groups: dict[tuple[str, bool], list[NDArray[np.int64]]] = {}
     free = np.ones(len(names), bool)  # files outside of folders of masks
     if _has_word(names.folders.text):
         by_folder = _mask_folders(names)
@@ -90,11 +92,11 @@ def find_masks(names: Names) -> list[MaskGroup]:
     lower = names.files.text.lower()
     if _has_word(lower):
         for name, rows in _by_suffix(names, order):
-            groups.setdefault(name, []).append(rows)
-    if any(end in lower for end in _LOSSLESS) and any(end.encode() in lower for end in _LOSSY):
+            groups.setdefault((name, not name.endswith(LOSSY)), []).append(rows)
+    if any(end in lower for end in _LOSSLESS) and any(end.encode() in lower for end in LOSSY):
         for name, rows in _twins(names, order):
-            groups.setdefault(name, []).append(rows)
-    return [MaskGroup(name, np.unique(np.concatenate(rows))) for name, rows in groups.items()]
+            groups.setdefault((name, not name.endswith(LOSSY)), []).append(rows)
+    return [MaskGroup(name, np.unique(np.concatenate(rows)), sure) for (name, sure), rows in groups.items()]
 
 
 def is_masks(folder: str) -> bool:
@@ -141,24 +143,28 @@ def _plain(rest: set[str]) -> bool:
     return all(word.isdigit() or word in _BESIDE or word in PLAIN_WORDS or split_of(word) for word in rest)
 
 
-def _mask_folders(names: Names) -> dict[int, str]:
-    """The positions of folders that hold masks, each with the folder named so: `gtFine/` for gtFine/train/aachen/."""
+def _mask_folders(names: Names) -> dict[int, tuple[str, bool]]:
+    """The positions of folders that hold masks: each with the folder named so, and whether the name is certain.
+
+    It is `gtFine/` for gtFine/train/aachen/.
+    """
     strings = names.folders.strings()
     folders = {i: strings[i] for i in np.unique(names.folder).tolist()}
     inside: dict[str, set[str]] = {}
     for folder in folders.values():
         for above, name in ancestors(folder):
             inside.setdefault(above, set()).add(name)
-    tops: dict[str, str] = {}
+    tops: dict[str, tuple[str, bool]] = {}
     for above, kids in inside.items():
         named = [kid for kid in kids if _ANY.search(kid.lower().encode("utf-8", "surrogateescape"))]
         if named:
             sure, unsure, strange = _sort_out(kids, named)
+            tops |= {f"{above}{kid}/": (f"{kid}/", True) for kid in sure}
             if not strange:  # `no_mask` beside `mask`: classes
                 paths = tuple(f"{above}{kid}/" for kid in unsure)
                 photos = {i: f for i, f in folders.items() if f.startswith(above) and not f.startswith(paths)}
-                sure += [kid for kid in unsure if _is_paired(names, folders, photos, f"{above}{kid}/")]
-            tops |= {f"{above}{kid}/": f"{kid}/" for kid in sure}
+                paired = [kid for kid in unsure if _is_paired(names, folders, photos, f"{above}{kid}/")]
+                tops |= {f"{above}{kid}/": (f"{kid}/", False) for kid in paired}
     mask_folders = {}
     for i, folder in folders.items():
         top = next((tops[f"{above}{name}/"] for above, name in ancestors(folder) if f"{above}{name}/" in tops), None)
@@ -170,7 +176,8 @@ def _mask_folders(names: Names) -> dict[int, str]:
 def _sort_out(kids: Collection[str], named: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """Folders with a word for masks: surely masks; masks if their files fit; with strange names, such as `no_mask`."""
     own = {kid: masks_of(kid, kids) for kid in named}
-    pictures = any(is_pictures(kid) for kid in kids)
+    others = [kid for kid in kids if kid not in named and not is_pictures(kid) and not split_of(kid)]
+    pictures = any(is_pictures(kid) for kid in kids) and not others  # `picture_frame`, `mask`, `wig` may be classes
     sure = [kid for kid in named if (pictures and is_masks(kid)) or split_of(own[kid] or "")]
     unsure = [kid for kid in named if kid not in sure and (is_masks(kid) or own[kid])]
     return sure, unsure, [kid for kid in named if kid not in sure and kid not in unsure]
@@ -187,7 +194,7 @@ def _is_paired(names: Names, folders: Mapping[int, str], beside: Collection[int]
     rows = rows[:: max(1, len(rows) // 1000)]  # about a thousand of them are enough
     paired = 0
     for _, stem, suffix in _stems(names, rows):
-        alike = stem in stems and (stem, suffix.lower()) not in photos and suffix.lower() not in _LOSSY
+        alike = stem in stems and (stem, suffix.lower()) not in photos and suffix.lower() not in LOSSY
         paired += alike or any(base in stems for base in mask_bases(stem))
     return paired >= max(_LEAST, len(rows) / 2)
 
@@ -205,10 +212,10 @@ def _by_suffix(names: Names, order: NDArray[np.int64]) -> Iterator[tuple[str, ND
         kinds: dict[str, list[int]] = {}
         for row, stem, suffix in _stems(names, own):
             base = next((base for base in bases[row] if base in photos), None)
-            if base is None or (not stem.startswith(base) and suffix.lower() in _LOSSY):
+            if base is None or (not stem.startswith(base) and suffix.lower() in LOSSY):
                 continue
             after = stem.startswith(base)
-            if suffix.lower() in _LOSSY and not _CERTAIN.search(stem[len(base) :]):
+            if suffix.lower() in LOSSY and not _CERTAIN.search(stem[len(base) :]):
                 continue  # `golf_gt.jpg`, `mary_ann.jpg`
             word = re.sub(r"\d+", "", stem[len(base) :] if after else stem[: len(stem) - len(base)])
             kinds.setdefault(f"*{word}{suffix.lower()}" if after else f"{word}*{suffix.lower()}", []).append(row)
@@ -230,7 +237,7 @@ def _twins(names: Names, order: NDArray[np.int64]) -> Iterator[tuple[str, NDArra
         by_suffix: dict[str, dict[int, str]] = {}
         for row, stem, suffix in _stems(names, rows):
             by_suffix.setdefault(suffix.lower(), {})[row] = stem
-        photos = {stem for suffix in _LOSSY for stem in by_suffix.pop(suffix, {}).values()}
+        photos = {stem for suffix in LOSSY for stem in by_suffix.pop(suffix, {}).values()}
         for suffix, stems in by_suffix.items():
             if len(stems) >= _LEAST and photos.issuperset(stems.values()):
                 yield f"*{suffix} beside *.jpg", np.array(list(stems), np.int64)
@@ -238,7 +245,7 @@ def _twins(names: Names, order: NDArray[np.int64]) -> Iterator[tuple[str, NDArra
 
 def _has_twin(names: Names, row: int) -> bool:
     stem = os.path.splitext(names[row])[0]
-    return any(names.find(stem + end) is not None for end in (*_LOSSY, *(end.upper() for end in _LOSSY)))
+    return any(names.find(stem + end) is not None for end in (*LOSSY, *(end.upper() for end in LOSSY)))
 
 
 def _by_folder(names: Names, order: NDArray[np.int64], numbers: NDArray[np.integer]) -> Iterator[NDArray[np.int64]]:

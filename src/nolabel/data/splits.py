@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 SPLITS = ("train", "val", "test")
 _WORD = re.compile(r"[^\W\d_]+|\d+")
@@ -16,7 +16,8 @@ def words(name: str) -> list[str]:
 
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn", "tr", "trainval"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "vali", "vld", "dev", "devel", "development"), "val"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "vali", "vld", "minival"), "val"),
+    **dict.fromkeys(("dev", "devel", "development"), "val"),
     **dict.fromkeys(("test", "tests", "testing", "tst", "te", "eval", "evaluation", "evaluate", "holdout"), "test"),
 }
 PICTURE_WORDS = frozenset(
@@ -46,7 +47,8 @@ def splits_of(folders: Iterable[str]) -> dict[str, str]:
     """The splits among the folders in one folder, by folder.
 
     Where no name is a split by itself, the words that all names begin or end with are ignored: `seg_` in `seg_train`,
-    `seg_test`, `seg_pred`.
+    `seg_test`, `seg_pred`. Else names that differ in the word for the split alone are splits: `box_train`, `box_test`
+    beside `query`.
     """
     folders = list(folders)
     direct = {folder: split for folder in folders if (split := split_of(folder))}
@@ -57,7 +59,7 @@ def splits_of(folders: Iterable[str]) -> dict[str, str]:
     last = _count_shared([own[first:][::-1] for own in every])
     rest = {folder: own[first : len(own) - last] for folder, own in zip(folders, every, strict=True)}
     splits = {folder: split for folder, own in rest.items() if (split := _split_of_words(own))}
-    return splits if len(set(splits.values())) > 1 else {}
+    return splits if len(set(splits.values())) > 1 else _splits_of_equals(dict(zip(folders, every, strict=True)))
 
 
 def looks_like(name: str) -> str:
@@ -73,6 +75,17 @@ def _split_of_words(own: list[str]) -> str | None:
     plain = all(word.isdigit() or word in PLAIN_WORDS or word in PICTURE_WORDS for word in others)
     splits = {split for split in known if split}
     return splits.pop() if plain and len(splits) == 1 else None
+
+
+def _splits_of_equals(words_of: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The folders whose names are equal but for one word for a split, where two splits are among them."""
+    groups: dict[tuple[str, ...], dict[str, str]] = {}
+    for folder, own in words_of.items():
+        at = [i for i, word in enumerate(own) if word in _SPLIT_WORDS]
+        if len(at) == 1:
+            rest = (*own[: at[0]], "", *own[at[0] + 1 :])
+            groups.setdefault(rest, {})[folder] = _SPLIT_WORDS[own[at[0]]]
+    return {folder: split for one in groups.values() if len(set(one.values())) > 1 for folder, split in one.items()}
 
 
 def _count_shared(every: Sequence[Sequence[str]]) -> int:

@@ -59,6 +59,16 @@ def test_a_column_of_splits(root: Path) -> None:
     assert {split: len(part.labels) for split, part in found.items()} == {"train": 2, "val": 1, "test": 1}
 
 
+def test_lines_without_a_class_or_a_split_are_counted(root: Path) -> None:
+    splits = ("train", "train", "val", "fold9")
+    lines = [f'{s},"{p}",{c}' for s, (p, c) in zip(splits, PAIRS, strict=True)]
+    found = scan_labelled(write(root, "split,path,label", *lines))
+    assert {split: len(part.labels) for split, part in found.items()} == {"train": 2, "val": 1}
+    assert found["train"].unused == ("1 image without a class or a split",)
+    lines = [f'"{p}",{c if i else ""}' for i, (p, c) in enumerate(PAIRS)]
+    assert scan_labelled(write(root, "path,label", *lines))["all"].unused == ("1 image without a class or a split",)
+
+
 @pytest.mark.parametrize(
     "lines",
     [

@@ -38,6 +38,7 @@ TREES = [
     ("images/{s}/{n}.jpg", "masks/{s}/{n}.png", ("Train", "valid")),
     ("{s}/images/{n}.jpg", "{s}/masks/{n}.png", ("train", "test")),
     ("img_dir/{s}/{n}.jpg", "ann_dir/{s}/{n}.png", ("train", "val")),
+    ("{s}/{n}.jpg", "stuffthingmaps_trainval2017/{s}/{n}.png", ("train2017", "val2017")),
     ("Images/{s}/{n}.jpg", "Masks/{s}/{n}.png", ("train2017", "val2017")),
     ("Imgs/{s}/{n}.png", "GroundTruth/{s}/{n}.png", ("train", "val")),
     ("images/{s}/{n}.jpg", "masks/{s}/{n}_mask.png", ("train", "val")),
@@ -144,6 +145,33 @@ COLOUR_LISTS = {
     "class_dict.csv": "name,r,g,b\nground,0,0,0\nthing,128,0,0\n",
     "labelmap.txt": "# label:color_rgb:parts:actions\nground:0,0,0::\nthing:128,0,0::\nvoid:224,224,192::\n",
 }
+
+
+def test_cityscapes_as_its_zips_unpack(tmp_path: Path) -> None:
+    """Every id that is no class is void there, too."""
+    for split in ("train", "val"):
+        stem = f"{split}/bonn/bonn_{split}"
+        save(tmp_path / f"leftImg8bit_trainvaltest/leftImg8bit/{stem}_leftImg8bit.png", np.zeros((4, 6, 3)))
+        save(tmp_path / f"gtFine_trainvaltest/gtFine/{stem}_gtFine_labelIds.png", mask(4, 7, 26))
+    found = scan_masked(tmp_path)
+    assert len(found.classes.ids) == 19 and found.classes.names[0] == "road" and found.named
+    assert read_pair(found, "val", 0)[1][0].tolist() == [VOID, 0, 13] * 2
+
+
+def test_classes_of_another_tool_in_the_tree_of_voc(tmp_path: Path) -> None:
+    """CVAT exports its own classes in VOC's tree: they are not aeroplane and bicycle."""
+    colours = np.array([(0, 0, 0), (128, 0, 0)])
+    for name in ("a", "b"):
+        save(tmp_path / f"JPEGImages/{name}.jpg", np.zeros((4, 6, 3)))
+        save(tmp_path / f"SegmentationClass/{name}.png", colours[mask(0, 1)])
+    (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
+    for split, name in (("train", "a"), ("val", "b")):
+        (tmp_path / f"ImageSets/Segmentation/{split}.txt").write_text(f"{name}\n")
+    assert scan_masked(tmp_path).classes.names[:2] == ("background", "aeroplane")
+    (tmp_path / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\nowl:128,0,0::\n")
+    found = scan_masked(tmp_path)
+    assert found.layout == "PASCAL VOC" and found.classes.names == ("background", "owl")
+    assert read_pair(found, "val", 0)[1][0].tolist() == [0, 1] * 3
 
 
 @pytest.mark.parametrize("name", COLOUR_LISTS)

@@ -166,6 +166,21 @@ def test_keypoints_that_nothing_states(tmp_path: Path) -> None:
     assert named.splits["train"][0].objects.outlines is not None
 
 
+def test_keypoints_around_a_tight_box(tmp_path: Path) -> None:
+    corners = "0 0.5 0.5 0.4 0.4 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75"  # of a box from 0.3 to 0.7
+    with pytest.raises(DataError, match="a polygon of 6 points, or a box with 4 keypoints"):
+        scan_boxed(yolo(tmp_path, [corners]))
+
+
+@pytest.mark.parametrize("form", ["{kind}/{split}/{name}", "{split}/{name}"])
+def test_two_folders_of_one_split(form: str, tmp_path: Path) -> None:
+    yolo(tmp_path, form=form, val="val")
+    yolo(tmp_path, form=form, val="valid")
+    with pytest.raises(DataError, match="val and valid both mean val"):
+        scan_boxed(tmp_path)
+    assert scan_boxed(yolo(tmp_path / "numbers", form="{kind}/{split}2014/{name}")).splits.keys() == {"train", "val"}
+
+
 def test_polygons_of_one_length(tmp_path: Path) -> None:
     boxed = scan_boxed(yolo(tmp_path, [polygon(*b) for b in BOXES]))
     assert is_right(boxed)

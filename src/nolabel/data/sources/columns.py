@@ -137,8 +137,8 @@ def _column(rows: Sequence[Cells], at: int | None) -> list[str] | None:
 
 def _labels(classes: Iterable[str], splits: Sequence[str] | None) -> list[tuple[str, ...]]:
     known = [split_of(name) for name in splits] if splits else []
-    if known and all(known):
-        return [(split, name) if name else () for split, name in zip(known, classes, strict=True) if split]
+    if any(known):
+        return [(split, name) if split and name else () for split, name in zip(known, classes, strict=True)]
     return [(name,) if name else () for name in classes]
 
 

@@ -96,11 +96,15 @@ def _find(
         splits, classes = _cityscapes(tree)
         return "Cityscapes", splits, given or classes, []
     if any(name.startswith("SegmentationClass/") for name in tree.names):
-        names = tuple(VOC.split(","))
-        return "PASCAL VOC", _voc(tree), given or Classes(names, tuple(range(len(names))), (VOID_ID,)), []
+        names, splits = tuple(VOC.split(",")), _voc(tree)
+        voc = Classes(names, tuple(range(len(names))), (VOID_ID,))
+        own = find_classes(tree, [m for pairs in splits.values() for m in pairs.masks])  # CVAT's labelmap.txt
+        return "PASCAL VOC", splits, given or (own if own.ids else voc), []
     notes: list[str] = []
     splits = pair_masks(tree, data, notes)
-    return "folders", splits, given or find_classes(tree, [m for pairs in splits.values() for m in pairs.masks]), notes
+    masks = [m for pairs in splits.values() for m in pairs.masks]
+    own = find_classes(tree, masks)
+    return "folders", splits, given or (own if own.ids else _cityscapes_classes(masks) or own), notes
 
 
 def report_masks(masked: Masked, reported: str) -> None:
@@ -152,10 +156,21 @@ def _cityscapes(tree: Tree) -> tuple[dict[str, Pairs], Classes]:
             raise DataError(f"Masks without an image in leftImg8bit/{split}: {shown(lost)}.")
         if pairs:
             splits[split] = Pairs(*map(tuple, zip(*pairs, strict=True)))
+    return splits, _classes_of_ids(train_ids)
+
+
+def _classes_of_ids(train_ids: bool) -> Classes:
     names = tuple(CITYSCAPES.split(","))
     if train_ids:
-        return splits, Classes(names, tuple(range(len(names))), (VOID_ID,))
-    return splits, Classes(names, CITYSCAPES_IDS, (), others_void=True)
+        return Classes(names, tuple(range(len(names))), (VOID_ID,))
+    return Classes(names, CITYSCAPES_IDS, (), others_void=True)
+
+
+def _cityscapes_classes(masks: Sequence[str]) -> Classes | None:
+    """Cityscapes' classes for masks of its names in another tree (`gtFine_trainvaltest/gtFine`), else None."""
+    kinds = {kind for kind in ("labelTrainIds", "labelIds") if any(m.endswith(f"_gtFine_{kind}.png") for m in masks)}
+    whole = len(kinds) == 1 and all("_gtFine_label" in mask for mask in masks)
+    return _classes_of_ids("labelTrainIds" in kinds) if whole else None
 
 
 def _voc(tree: Tree) -> dict[str, Pairs]:

@@ -33,7 +33,9 @@ def pair_masks(tree: Tree, data: str | Path, notes: list[str]) -> dict[str, Pair
     Raises DataError for a tree without masks, masks without an image, and images with two masks.
     """
     names = sorted(tree.names, key=name_bytes)
-    groups = {group.name: [names[i] for i in group.rows] for group in find_masks(compact(names))}
+    groups: dict[str, list[str]] = {}
+    for one in find_masks(compact(names)):
+        groups.setdefault(one.name, []).extend(names[i] for i in one.rows)
     masks = {name for group in groups.values() for name in group}
     if not masks or len(masks) == len(names):
         raise DataError(
@@ -115,7 +117,7 @@ def _key(name: str) -> Key:
 def _plain(folder: str) -> str:
     """A folder without its words for images and masks: `val_images` -> val, `trainannot` -> train, `masks` -> ""."""
     if is_pictures(folder) or is_masks(folder):
-        return next((split for word in words(folder) if (split := split_of(word))), "")
+        return next((split for word in words(folder) if word != "trainval" and (split := split_of(word))), "")
     if split := split_of(folder):
         return split
     match = _MASK_END.fullmatch(folder)

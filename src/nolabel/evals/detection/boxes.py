@@ -13,7 +13,7 @@ from nolabel.data.bad_files import BadImage
 from nolabel.data.decode import Header, read_header
 from nolabel.data.images import check_folders, read, scan
 from nolabel.data.names import printable
-from nolabel.data.splits import split_of
+from nolabel.data.splits import split_of, words
 from nolabel.errors import DataError
 from nolabel.evals.shared.trees import Tree, read_picture, read_text, shown
 
@@ -96,6 +96,22 @@ def folder_split(name: str) -> str | None:
     if len(splits) > 1:
         raise DataError(f"{printable(name)} is in the folders of two splits, {' and '.join(splits)}: name one of them.")
     return next(iter(splits), None)
+
+
+def check_one_folder(splits: Mapping[str, Sequence[str]]) -> None:
+    """DataError where pictures of a split are in two folders that are spelled differently (val, valid)."""
+    for split, pictures in splits.items():
+        folders = {folder for picture in pictures for folder in picture.split("/")[:-1]}
+        spelled: dict[tuple[str, ...], str] = {}
+        for folder in sorted(folders):
+            own = tuple(word for word in words(folder) if split_of(word) == split)
+            if own and split_of(folder.removeprefix("obj_")) == split:
+                spelled.setdefault(own, folder)
+        if len(spelled) > 1:
+            raise DataError(
+                f"{' and '.join(printable(folder) for folder in spelled.values())} both mean {split}.\n"
+                "Expected one folder a split: join them, or take one of them out."
+            )
 
 
 def make_objects(

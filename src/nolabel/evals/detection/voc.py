@@ -11,6 +11,7 @@ from nolabel.errors import DataError
 from nolabel.evals.detection.boxes import (
     Annotated,
     Boxed,
+    check_one_folder,
     files_below,
     folder_split,
     has_file,
@@ -79,7 +80,10 @@ def _beside(tree: Tree) -> Pairs:
         if split is not None:
             beside.setdefault(split, []).append((posixpath.splitext(picture)[0] + ".xml", picture))
     beside = {s: beside[s] for s in SPLITS if s in beside}
-    return beside if any(xml in files for pairs in beside.values() for xml, _ in pairs) else {}
+    if not any(xml in files for pairs in beside.values() for xml, _ in pairs):
+        return {}
+    check_one_folder({split: [picture for _, picture in pairs] for split, pairs in beside.items()})
+    return beside
 
 
 def _parse_xml(text: str, name: str) -> Element:

@@ -9,7 +9,14 @@ import yaml
 from nolabel.data.names import printable
 from nolabel.data.splits import SPLITS
 from nolabel.errors import DataError
-from nolabel.evals.detection.boxes import Annotated, Boxed, files_below, folder_split, missing_pictures
+from nolabel.evals.detection.boxes import (
+    Annotated,
+    Boxed,
+    check_one_folder,
+    files_below,
+    folder_split,
+    missing_pictures,
+)
 from nolabel.evals.detection.yolo_lines import Form, Line, find_form, read_line, to_annotated
 from nolabel.evals.shared.trees import Tree, read_text, shown
 
@@ -75,6 +82,7 @@ def scan_yolo(tree: Tree, labels_folder: str | None) -> Boxed:
         rows = [row for row in (text or "").splitlines() if row.strip()]
         lines[picture] = [read_line(row, pairs.texts[picture], n, names) for n, row in enumerate(rows, 1)]
         splits.setdefault(split, []).append(picture)
+    check_one_folder(splits)
     form = find_form([one for found in lines.values() for one in found], _keypoints(tree, top), pairs.folder)
     notes = [f"{bare} images without a text file count as empty"] if bare else []
     notes += [form.note] if form.note else []

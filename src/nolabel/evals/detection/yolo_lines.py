@@ -13,6 +13,10 @@ SLACK = 0.01
 """Share of the image by which a value may be outside, as from rounding."""
 
 
+AROUND = 0.25
+"""Share of its sides by which keypoints may be outside of their box, as where it was drawn tightly."""
+
+
 class Line(NamedTuple):
     """A line of a text file."""
 
@@ -134,9 +138,10 @@ def _has_keypoints(values: Sequence[float], size: int) -> bool:
     (x, y, w, h), rest = values[:4], values[4:]
     if len(rest) % size or w <= 0 or h <= 0:
         return False
-    left, top, right, bottom = x - w / 2 - SLACK, y - h / 2 - SLACK, x + w / 2 + SLACK, y + h / 2 + SLACK
-    if min(left, top) < -2 * SLACK or max(right, bottom) > 1 + 2 * SLACK:
+    left, top, right, bottom = x - w / 2, y - h / 2, x + w / 2, y + h / 2
+    if min(left, top) < -SLACK or max(right, bottom) > 1 + SLACK:
         return False
+    left, top, right, bottom = left - w * AROUND, top - h * AROUND, right + w * AROUND, bottom + h * AROUND
     points = [rest[i : i + size] for i in range(0, len(rest), size)]
     inside = all((left <= p[0] <= right and top <= p[1] <= bottom) or tuple(p[:2]) == (0, 0) for p in points)
     return inside and all(p[2] in (0, 1, 2) for p in points if size == 3)

@@ -12,6 +12,7 @@ from nolabel.errors import StorageError
 from nolabel.files import (
     append_jsonl,
     check_no_links,
+    cut_jsonl,
     open_to_append,
     read_jsonl,
     remove,
@@ -142,3 +143,10 @@ def test_a_link_is_removed_without_what_it_leads_to(tmp_path: Path) -> None:
     for name in ("link", "folder", "absent"):
         remove(tmp_path / name)
     assert os.listdir(tmp_path) == ["mine"] and (tmp_path / "mine" / "x").read_text() == "mine"
+
+
+def test_a_line_that_cannot_be_read_stays_where_a_log_is_cut(tmp_path: Path) -> None:
+    path, kept = tmp_path / "log", b'{"step": 1}\n\xff\x00[\n{"step": "x"}\n{"a": NaN, "step":2}\n\n'
+    path.write_bytes(kept + b'{"step": 3}\n{"step": 1')
+    cut_jsonl(path, 2)
+    assert path.read_bytes() == kept

@@ -415,3 +415,13 @@ def test_out_is_data(link: bool, tmp_path: Path, pictures: Path, again: Callable
         with pytest.raises(UsageError, match=r"DATA .* is in --out"):
             again(out, data=data, overwrite=overwrite)
     assert tree(data) == before
+
+
+def test_only_what_nolabel_names_so_is_removed_as_unfinished(tmp_path: Path) -> None:
+    mine = [".thesis.tmp", ".notes.12.tmp", ".status.json.old.tmp", ".weights.tmp", "status.json.12.tmp"]
+    own = [".status.json.12.tmp", ".metrics.jsonl.0123456789abcdef.tmp", ".weights.0123456789abcdef.tmp"]
+    for name in (*mine, *own):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    marks.remove_temporary(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(mine)

@@ -65,11 +65,19 @@ def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def cut_jsonl(path: Path, last_step: int) -> None:
-    """Drop the records after `last_step`, and a torn last line: a resumed run writes them again."""
+    """Drop the records after `last_step`, and a torn last line: a resumed run writes them again.
+
+    Every other line stays as it is, also one that cannot be read.
+    """
     if not path.is_file():
         return
-    kept = [r for r in read_jsonl(path) if is_step(r.get("step")) and r["step"] <= last_step]
-    write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+    *lines, _torn = path.read_bytes().split(b"\n")
+    with replacing(path) as file:
+        file.writelines(line + b"\n" for line in lines if not _is_after(parse_mapping(line), last_step))
+
+
+def _is_after(record: Mapping[str, Any] | None, last_step: int) -> bool:
+    return record is not None and is_step(record.get("step")) and record["step"] > last_step
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from nolabel import files
 from nolabel.catalog import PROTOCOLS
 from nolabel.errors import UsageError
 from nolabel.files import read_yaml
@@ -45,6 +46,16 @@ RUN_NAMES = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 """Names of files in a run, relative to it; a folder ends in `/`. Below `eval/` they begin with a protocol."""
+
+
+TEMPORARY = re.compile(
+    r"""\.
+      (config\.yaml|status\.json|(metrics|events|bad_files(\.\d+)?)\.jsonl|report\.html|weights)
+      \.(\d+|[0-9a-f]{16})\.tmp
+    """,
+    re.VERBOSE,
+)
+"""Names of files, and of the folder of weights, that a killed process has not finished."""
 
 
 class Content(NamedTuple):
@@ -121,6 +132,14 @@ def remove(root: str | Path, names: Sequence[str]) -> None:
             os.rmdir(path)
         else:
             os.unlink(path)
+
+
+def remove_temporary(root: str | Path) -> None:
+    """Remove what a killed process has left unfinished in a run, as far as that is possible."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(root):
+            if TEMPORARY.fullmatch(name):
+                files.remove(Path(root, name))
 
 
 def check_strange(root: str | Path, content: Content) -> None:

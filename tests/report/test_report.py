@@ -292,3 +292,13 @@ def test_without_labels_the_page_claims_nothing(make_run: MakeRun) -> None:
     words = Elements(page_of(run)).words
     assert "learned" not in words
     assert "a loss does not" in words
+
+
+@pytest.mark.parametrize("side", [16_383, 10_000])
+def test_a_picture_of_absurd_size_is_left_out(side: int, make_run: MakeRun) -> None:
+    run = make_run(total=22)
+    size = (side - 1).to_bytes(3, "little")
+    data = b"WEBPVP8X" + (10).to_bytes(4, "little") + bytes(4) + size + size
+    (run.path / "eval" / "attention").mkdir(parents=True, exist_ok=True)
+    (run.path / "eval" / "attention" / "step-00000900.webp").write_bytes(b"RIFF" + (30).to_bytes(4, "little") + data)
+    assert "step-00000900" not in page_of(run)

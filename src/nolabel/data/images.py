@@ -1,5 +1,6 @@
-"""The images of DATA, the argument of most commands: their names, their order, their bytes. Scanning opens no image, but for a few that only their pixels show to be masks.
+"""The images of DATA: which they are, in which order, and their bytes.
 
+Scanning opens no image, but for a few that only their pixels show to be masks.
 DATA is a source of one of the kinds in `sources.SOURCES`; `docs/reference/data-formats.md` has the rules.
 """
 

@@ -126,12 +126,14 @@ def _frames(folder: Path) -> list[Frame]:
 
 
 def _frame(path: Path) -> Frame | None:
-    """One snapshot; None if it is half written or no WebP."""
+    """One snapshot; None if it is half written, no WebP, or larger than any that nolabel writes."""
     try:
+        if path.stat().st_size > MAX_PICTURE_BYTES:
+            return None
         step, data = int(path.stem.removeprefix("step-")), path.read_bytes()
         with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
             width, height = image.size
-    except (OSError, ValueError):
+    except (OSError, ValueError, Image.DecompressionBombError):
         return None
     return Frame(step, f"data:image/webp;base64,{base64.b64encode(data).decode()}", width, height)
 

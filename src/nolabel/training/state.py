@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from nolabel import distributed, files
+from nolabel import distributed, files, marks
 from nolabel.data.bad_files import BadFile
 from nolabel.errors import DataError, StorageError
-from nolabel.files import remove
 from nolabel.optim.state import optimizer_tensors, restore_optimizer
 from nolabel.progress import report_line
 from nolabel.runs.checkpoint import Checkpoint, has_good, keep_newest, load_newest, save
@@ -138,8 +137,8 @@ def restore(job: Job, folder: str = "checkpoints", allow_change: bool = False) -
             raise DataError(f"{job.out / folder} holds no state that is good, so there is nothing to repeat.")
         begin_at_zero(Run(job.out), damaged)
         return 0, []
-    for path in job.out.glob(".*.tmp") if distributed.is_main() else ():
-        remove(path)  # left by a process that was killed while it wrote
+    if distributed.is_main():
+        marks.remove_temporary(job.out)  # left by a process that was killed while it wrote
     _check_images(job, newest, allow_change)
     try:
         _fill(job, newest)

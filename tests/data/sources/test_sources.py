@@ -4,6 +4,7 @@ import ast
 import multiprocessing
 import os
 import re
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -211,3 +212,36 @@ def test_no_other_module_asks_which_source_it_has() -> None:
         if imported & readers or re.search(r"images\.kind (==|!=|in|not)", text):
             asking.add(path.relative_to(ROOT).as_posix())
     assert {name for name in asking if not name.startswith("data/sources/")} == {"data/packing.py"}
+
+
+@pytest.mark.parametrize("offset", [2**63, 2**64 - 1])
+def test_a_zip64_place_beyond_any_file(offset: int, tmp_path: Path) -> None:
+    data = tmp_path / "a.zip"
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("a.png", b"a")
+        archive.writestr("b.png", b"b")
+    content = data.read_bytes()
+    at = content.rindex(b"PK\x01\x02")  # the entry of b.png; its extra field says where the member begins
+    end = content.rindex(b"PK\x05\x06")
+    extra = struct.pack("<HHQ", 1, 8, offset)
+    entry = bytearray(content[at:end] + extra)
+    entry[30:32], entry[42:46] = struct.pack("<H", len(extra)), b"\xff" * 4
+    tail = bytearray(content[end:])
+    tail[12:16] = struct.pack("<I", int.from_bytes(tail[12:16], "little") + len(extra))
+    data.write_bytes(content[:at] + entry + tail)
+    images = scan(data)
+    assert list(images.names) == ["a.png"] and [(bad.name, bad.reason) for bad in images.skipped] == [
+        ("b.png", "damaged")
+    ]
+
+
+def test_a_member_that_is_packed_larger_than_any_image_is_not_read(tmp_path: Path) -> None:
+    data = tmp_path / "a.zip"
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("a.png", b"a")
+        archive.writestr("b.png", b"b")
+    content = bytearray(data.read_bytes())
+    at = content.rindex(b"PK\x01\x02")
+    content[at + 20 : at + 24] = (2**32 - 2).to_bytes(4, "little")
+    data.write_bytes(content)
+    assert [(bad.name, bad.reason) for bad in scan(data).skipped] == [("b.png", "too large")]

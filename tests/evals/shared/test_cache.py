@@ -4,11 +4,13 @@ import copy
 import dataclasses
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from nolabel.data.images import LabelledImages, scan_labelled
 from nolabel.evals.classification.knn import PROTOCOL, KNNConfig
@@ -189,3 +191,54 @@ def test_where_features_are_kept(loaded: Loaded, tmp_path: Path, monkeypatch: py
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("")
     assert cache_folder(loaded._replace(name=str(tmp_path / "run")), CONFIG) == tmp_path / "run" / "eval" / "cache"
+
+
+def turn_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def swap_for_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def swap_for_link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+STRANGE: dict[str, Callable[[Path], object]] = {
+    "a bit turned": turn_a_bit,
+    "a pipe": swap_for_pipe,
+    "a link": swap_for_link,
+    "other names": lambda path: cache._save({path: {"a": torch.zeros(3)}}),
+    "no hash": lambda path: save_file({"features": torch.zeros(36, 32), "rows": torch.arange(36)}, path),
+    "rows beyond": lambda path: cache._save({path: {"features": torch.zeros(2, 32), "rows": torch.tensor([0, 36])}}),
+    "rows below": lambda path: cache._save({path: {"features": torch.zeros(1, 32), "rows": torch.tensor([-1])}}),
+    "fewer rows": lambda path: cache._save({path: {"features": torch.zeros(9, 32), "rows": torch.arange(8)}}),
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_strange_files_are_not_used(
+    strange: str, loaded: Loaded, train: LabelledImages, tmp_path: Path, passes: list[int]
+) -> None:
+    expected = pooled(loaded, train, CONFIG, tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    STRANGE[strange](path)
+    table = pooled(loaded, train, CONFIG, tmp_path)
+    assert passes == [36, 36] and torch.equal(table.features, expected.features) and table.ids == expected.ids
+    pooled(loaded, train, CONFIG, tmp_path)
+    assert passes == [36, 36] and not path.is_symlink()
+
+
+def test_files_of_others_make_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "MAX_BYTES", 300)
+    names = ("model.safetensors", f"{'0' * 24}.safetensors", "notes.txt", "x" * 24 + "-pooled0.safetensors")
+    for name in names:
+        (tmp_path / name).write_bytes(bytes(400))
+    (tmp_path / f"{'0' * 24}-pooled0.safetensors").write_bytes(bytes(200))
+    cache._save({tmp_path / f"{'1' * 24}-pooled0.safetensors": {"features": torch.zeros(50), "rows": torch.zeros(1)}})
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names, f"{'1' * 24}-pooled0.safetensors"])

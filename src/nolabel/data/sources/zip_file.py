@@ -29,7 +29,8 @@ _SPECIAL = ("not a regular file", "a link or a device")
 _ENCRYPTED = ("encrypted", "")
 _PACKED = ("unsupported compression", "only stored and deflated members are read")
 _LARGE = ("too large", f"more than {members.MAX_MEMBER_BYTES // 10**6} MB in an archive")
-_PROBLEMS = (_GOOD, _UNSAFE, _HIDDEN, _SPECIAL, _ENCRYPTED, _PACKED, _LARGE)
+_DAMAGED = ("damaged", "its place is beyond the largest file")
+_PROBLEMS = (_GOOD, _UNSAFE, _HIDDEN, _SPECIAL, _ENCRYPTED, _PACKED, _LARGE, _DAMAGED)
 _ROW = np.dtype(
     [("start", "<i8"), ("packed", "<u4"), ("size", "<u4"), ("crc", "<u4"), ("method", "u1"), ("problem", "u1")]
 )
@@ -73,7 +74,7 @@ def read(root: str, name: str) -> bytes:
     members = _open(root).members
     at = members.place(name)
     start, packed, size, _, method, problem = members.rows[at].tolist()
-    if _PROBLEMS[problem] in (_ENCRYPTED, _PACKED, _LARGE):
+    if _PROBLEMS[problem] in (_ENCRYPTED, _PACKED, _LARGE, _DAMAGED):
         raise BadImage(*_PROBLEMS[problem])
     with open(root, "rb") as file:  # forked processes would share the position in an open one
         file.seek(start)
@@ -124,7 +125,7 @@ def _opened(path: str, *_identity: int) -> Zip:
     chosen = sorted(last.values(), key=lambda i: name_bytes(infos[i].filename))
     kept = [infos[i] for i in chosen]
     rows = np.zeros(len(kept), _ROW)
-    rows["start"] = [info.header_offset for info in kept]
+    rows["start"] = [min(info.header_offset, 2**63 - 1) for info in kept]
     rows["packed"] = [min(info.compress_size, 2**32 - 1) for info in kept]
     rows["size"] = [min(info.file_size, 2**32 - 1) for info in kept]
     rows["crc"] = [info.CRC for info in kept]
@@ -168,7 +169,9 @@ def _problem(info: zipfile.ZipInfo) -> tuple[str, str]:
         return _ENCRYPTED
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return _PACKED
-    return _LARGE if info.file_size > members.MAX_MEMBER_BYTES else _GOOD
+    if info.header_offset >= 2**63:  # zip64 has room for more than any file
+        return _DAMAGED
+    return _LARGE if max(info.file_size, info.compress_size) > members.MAX_MEMBER_BYTES else _GOOD
 
 
 def _more_than_once(names: Iterable[str]) -> tuple[str, ...]:

@@ -2,11 +2,14 @@
 
 A file holds one piece of one set of images. Its name is a hash of all that decides the numbers: the weights, the images
 with their times of change, the preprocessing, precision, device, batch size and threads, the versions of libraries.
+It holds a SHA-256 of its tensors: a file that was damaged, or comes from elsewhere, is not used.
 """
 
 import hashlib
 import json
 import os
+import re
+import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
@@ -15,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from nolabel.console import note
@@ -33,6 +35,7 @@ from nolabel.weights.load import Loaded
 VERSION = 1  # raised when the numbers in a file change their meaning
 LIBRARIES = ("torch", "torchvision", "timm", "Pillow", "simplejpeg")  # that decode, resize and compute
 MAX_BYTES = 10 * 2**30
+_NAME = re.compile(r"[0-9a-f]{24}-[a-z]+[0-9]*\.safetensors")  # of the files here; others in the folder stay
 
 
 def pooled(loaded: Loaded, labelled: LabelledImages, config: EvalConfig, folder: Path | None) -> FeatureTable:
@@ -48,7 +51,7 @@ def features(
     Raises DataError where no image can be read, NumericError where a feature is not finite.
     """
     paths = {} if folder is None else _paths(folder, loaded, labelled.images, pieces, config)
-    kept = {piece: tensors for piece, path in paths.items() if (tensors := _load(path))}
+    kept = {piece: tensors for piece, path in paths.items() if (tensors := _load(path, len(labelled.labels)))}
     if len({tuple(tensors["rows"].tolist()) for tensors in kept.values()}) > 1:
         kept = {}  # some file could be read one time and not the other
     missing = [piece for piece in pieces if piece not in kept]
@@ -72,7 +75,7 @@ def described(
     `facts` name all that decides the numbers beside the images and the libraries.
     """
     path = None if folder is None else folder / f"{_key(images, facts)}-{kind}.safetensors"
-    if path is not None and (kept := _load(path)):
+    if path is not None and (kept := _load(path, len(images.names))):
         names = tuple(images.names[i] for i in kept["rows"].tolist())
         return FeatureTable(kept["features"], kept["rows"], names)
     table = make()
@@ -129,11 +132,7 @@ def _key(images: Images, facts: Mapping[str, Any]) -> str:
 
 def _digest(net: nn.Module) -> str:
     """SHA-256 of the tensors in memory: `Loaded.fingerprint` is that of a file, and the network may differ from it."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return _sha256(net.state_dict())
 
 
 def stamp(images: Images) -> str:
@@ -144,13 +143,38 @@ def stamp(images: Images) -> str:
     return digest.hexdigest()
 
 
-def _load(path: Path) -> dict[str, torch.Tensor] | None:
+def _load(path: Path, num_images: int) -> dict[str, torch.Tensor] | None:
+    """The tensors that `_save` has written; None where the file is missing, damaged, or not of `num_images` images."""
     try:
-        tensors = load_file(path)
+        if not stat.S_ISREG(os.lstat(path).st_mode):  # a pipe would wait for ever
+            return None
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            expected = (file.metadata() or {}).get("sha256")
+        if expected != _sha256(tensors) or not _fits(tensors, num_images):
+            return None
         os.utime(path)  # read last: removed last
     except (OSError, SafetensorError):
         return None
     return tensors
+
+
+def _sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _fits(tensors: Mapping[str, torch.Tensor], num_images: int) -> bool:
+    """Whether there is a row of features for each of some of the images."""
+    if tensors.keys() != {"features", "rows"}:
+        return False
+    features, rows = tensors["features"], tensors["rows"]
+    if rows.dim() != 1 or rows.dtype != torch.int64 or len(rows) == 0 or features.shape[:1] != rows.shape:
+        return False
+    return int(rows.min()) >= 0 and int(rows.max()) < num_images
 
 
 def _save(entries: dict[Path, dict[str, torch.Tensor]]) -> None:
@@ -162,15 +186,17 @@ def _save(entries: dict[Path, dict[str, torch.Tensor]]) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _make_room(path.parent, size)
-            write_tensors(path, tensors)
+            write_tensors(path, tensors, {"sha256": _sha256(tensors)})
         except OSError as error:
             note(f"features are not kept in {path.parent}: {error.strerror}")
             return
 
 
 def _make_room(folder: Path, size: int) -> None:
-    """Remove what was used longest ago until `size` more bytes stay within MAX_BYTES."""
-    files = sorted(((f.stat(), f) for f in folder.glob("*.safetensors")), key=lambda pair: pair[0].st_mtime_ns)
+    """Remove what was used longest ago until `size` more bytes stay within MAX_BYTES; other files are never removed."""
+    files = sorted(
+        ((f.stat(), f) for f in folder.iterdir() if _NAME.fullmatch(f.name)), key=lambda pair: pair[0].st_mtime_ns
+    )
     total = size + sum(facts.st_size for facts, _ in files)
     for facts, file in files:
         if total <= MAX_BYTES:

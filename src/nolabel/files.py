@@ -51,7 +51,7 @@ def parse_mapping(data: bytes) -> dict[str, Any] | None:
 
 
 def is_step(value: Any) -> bool:
-    return isinstance(value, int) and 0 <= value < 2**53
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:

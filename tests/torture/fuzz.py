@@ -160,7 +160,7 @@ def take_run(folder: Path) -> None:
         assert all(isinstance(r["step"], int) for r in run.metrics())
         run.events()
         cut_jsonl(folder / "metrics.jsonl", 20)
-        diagnose(run.metrics(), RunFacts({}, {}, 64, 512, 0))
+        diagnose(run.metrics(), RunFacts({}, {}, 64, 512, 0, 1000))
         report(run)
     except NolabelError as error:
         polite(error)

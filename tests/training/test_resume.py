@@ -19,6 +19,8 @@ from nolabel.data import loader
 from nolabel.data.images import scan
 from nolabel.data.packing import Packing, pack
 from nolabel.errors import DataError, UsageError
+from nolabel.health.diagnosis import diagnose
+from nolabel.health.facts import RunFacts
 from nolabel.runs import folder
 from nolabel.training import job, loop, resuming, start
 from nolabel.training.interrupts import Stopped
@@ -432,3 +434,45 @@ def test_two_processes_do_not_share_a_run(tiny: dict[str, Any], pictures: Path, 
     finally:
         first.kill()
         first.communicate()
+
+
+STRANGE: dict[str, dict[str, Any]] = {
+    "no window": {"window": None},
+    "a text as window": {"window": "abc"},
+    "other records": {"window": [{"loss": 1.0}]},
+    "no numbers": {"window": [{"ok": "x", "seconds": 1.0, "waited": 0.0}]},
+    "a text as offset": {"offset": "x"},
+    "below zero": {"rollbacks": -1},
+    "texts as steps": {"bad_steps": ["x"]},
+    "a step of its own": {"step": 3},
+    "a text as step": {"step": "4"},
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+def test_a_state_with_right_hashes_and_strange_numbers_is_refused(strange: str, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    for path in (out / "checkpoints").iterdir():
+        text = json.dumps(json.loads((path / "state.json").read_text()) | STRANGE[strange])
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["files"]["state.json"] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        (path / "state.json").write_text(text)
+        (path / "manifest.json").write_text(json.dumps(manifest))
+    names = sorted(path.name for path in (out / "checkpoints").iterdir())
+    with pytest.raises(DataError) as refused:
+        nolabel.resume(out, {"steps": 20})
+    assert len(str(refused.value).splitlines()) <= 5
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == names
+
+
+def test_values_that_are_no_numbers_do_not_reach_the_verdict(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    lines = (
+        b'{"step": 1, "loss": "x", "weight_norm": "abc", "lr": [1]}\n{"step": true}\n'
+        b'{"step": 2, "distinct_images": "x", "knn_untrained": {}, "weight_norm": ' + b"9" * 4000 + b"}\n"
+    )
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(lines)
+    run = nolabel.Run(tmp_path / "run")
+    assert run.metrics() == [{"step": 1}, {"step": 2}]
+    diagnose(run.metrics(), RunFacts({}, {}, 64, 512, 0, 1000))

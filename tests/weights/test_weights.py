@@ -225,3 +225,10 @@ def test_tensors_of_another_network_are_refused(folder: Path) -> None:
 
 def test_the_file_holds_the_timm_names_alone(folder: Path) -> None:
     assert load_file(folder / "model.safetensors").keys() == trained(VIT).model.state_dict().keys()
+
+
+def test_a_pipe_in_the_place_of_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match="it is no file"):
+        load_weights(tmp_path)

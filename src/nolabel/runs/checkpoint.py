@@ -202,6 +202,8 @@ def _read(path: Path) -> Checkpoint:
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     if not isinstance(state, dict):
         raise ValueError("state.json holds no mapping")
+    if state.get("step", _step(path)) != _step(path):
+        raise ValueError(f"its state is that of step {state['step']!r:.20}")
     return Checkpoint(load_file(path / "model.safetensors"), load_file(path / "optim.safetensors"), state)
 
 

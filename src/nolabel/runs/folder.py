@@ -43,8 +43,9 @@ class Run:
         return {"state": "created", "step": 0} | (read_json(self.path / "status.json") or {})
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One record per log step."""
-        return [r for r in read_jsonl(self.path / "metrics.jsonl") if is_step(r.get("step"))]
+        """One record per log step: numbers by their names, None where one was not finite. Other values are left out."""
+        lines = read_jsonl(self.path / "metrics.jsonl")
+        return [{k: v for k, v in r.items() if _is_metric(v)} for r in lines if is_step(r.get("step"))]
 
     def events(self) -> list[dict[str, Any]]:
         """Start, checkpoints, evaluations, signals, end."""
@@ -65,6 +66,12 @@ class Run:
         from nolabel.weights.load import load_weights  # torch is slow to import; reading a run doesn't need it
 
         return load_weights(self.path).backbone
+
+
+def _is_metric(value: Any) -> bool:
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 2**53
+    return value is None or isinstance(value, float)
 
 
 def append_event(run: Path, event: str, **fields: Any) -> None:

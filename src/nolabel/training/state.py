@@ -2,8 +2,9 @@
 
 import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +23,9 @@ from nolabel.weights.timm import save_weights
 
 MAX_FAILED_SAVES = 3
 """Checkpoints that may fail in a row before the run ends."""
+
+
+_MEASURED = {"ok", "seconds", "waited"}  # what every record of a step holds
 
 
 ROOM = 2.2
@@ -141,6 +145,7 @@ def restore(job: Job, folder: str = "checkpoints", allow_change: bool = False) -
         marks.remove_temporary(job.out)  # left by a process that was killed while it wrote
     _check_images(job, newest, allow_change)
     try:
+        _check_numbers(newest.state)
         _fill(job, newest)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise DataError(
@@ -153,6 +158,21 @@ def restore(job: Job, folder: str = "checkpoints", allow_change: bool = False) -
     if distributed.is_main() and folder == "checkpoints":
         files.cut_jsonl(job.out / "metrics.jsonl", newest.state["step"])
     return newest.state["step"], list(newest.state["window"])
+
+
+def _check_numbers(state: Mapping[str, Any]) -> None:
+    """ValueError where a number of a state, which may be a stranger's, is of another kind than `_write` gives it."""
+    for name in ("step", "rollbacks", "offset"):
+        if not files.is_step(state[name] if name == "step" else state.get(name, 0)):
+            raise ValueError(f"its {name} is {state[name]!r:.40}")
+    steps, names = state.get("bad_steps", []), state["bad_slots"]
+    if not (isinstance(steps, list) and all(map(files.is_step, steps)) and isinstance(names, list)):
+        raise ValueError(f"its bad steps and files are {steps!r:.40} and {names!r:.40}")
+    window = state["window"]
+    if not isinstance(window, list) or not all(isinstance(r, dict) and r.keys() >= _MEASURED for r in window):
+        raise ValueError(f"its window of records is {window!r:.40}")
+    if not all(isinstance(value, int | float) for record in window for value in record.values()):
+        raise ValueError("its window of records holds what is no number")
 
 
 def _fill(job: Job, saved: Checkpoint) -> None:

@@ -132,6 +132,8 @@ def _from_cache(name: str) -> Loaded:
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")  # a pipe would wait for ever
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise DataError(

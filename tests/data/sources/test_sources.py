@@ -245,3 +245,12 @@ def test_a_member_that_is_packed_larger_than_any_image_is_not_read(tmp_path: Pat
     content[at + 20 : at + 24] = (2**32 - 2).to_bytes(4, "little")
     data.write_bytes(content)
     assert [(bad.name, bad.reason) for bad in scan(data).skipped] == [("b.png", "too large")]
+
+
+def test_a_pipe_in_the_place_of_an_index_is_refused(tmp_path: Path) -> None:
+    data = MAKE["shards"](fill(tmp_path / "set", CONTENT))
+    (data / "index.bin").unlink()
+    os.mkfifo(data / "index.bin")
+    os.utime(data / "nolabel-shards.json", (1, 1))  # it is not the one that was opened before
+    with pytest.raises(DataError, match="cannot be read: "):
+        scan(data)

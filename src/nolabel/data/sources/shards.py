@@ -86,6 +86,8 @@ def open_shards(folder: str) -> Shards:
     """The index of a folder of shards. ValueError or OSError where it is damaged or does not fit the shards."""
     with open(os.path.join(folder, ABOUT), "rb") as file:
         about = json.loads(file.read(1 << 26))
+    if not os.path.isfile(os.path.join(folder, INDEX)):  # a pipe would wait for ever
+        raise ValueError(f"{INDEX} is missing, or no file")
     with open(os.path.join(folder, INDEX), "rb") as file:
         index = file.read()
     if not isinstance(about, dict) or about.get("version") != VERSION:

@@ -303,7 +303,7 @@ def test_everything_is_decayed() -> None:
         ({"queue_size": 4}, "queue-size 4 holds less than the 8 images"),
         ({"dense_weight": 1.5}, "dense-weight 1.5 is no share"),
         ({"dense_weight": -0.1}, "dense-weight -0.1 is no share"),
-        ({"dense_weight": math.nan}, "is no share"),
+        ({"dense_weight": math.nan}, "dense-weight is nan: expected a finite number"),
         ({"num_grid": 3}, "num-grid 3 does not divide the 4 x 4"),
         ({"num_grid": 8}, "num-grid 8 does not divide the 4 x 4"),
         ({"size": 8}, "one location"),

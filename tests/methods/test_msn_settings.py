@@ -61,8 +61,8 @@ def test_prototypes_that_make_no_sense_are_refused(prototypes: int) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"mask_ratio": 1.0}, "masking ratio of 1 is none"),
-        ({"mask_ratio": -0.5}, "masking ratio of -0.5 is none"),
+        ({"mask_ratio": 1.0}, "masking ratio of 1 is invalid"),
+        ({"mask_ratio": -0.5}, "masking ratio of -0.5 is invalid"),
         ({"mask_ratio": 0.95}, "leaves none of 16 patches"),
         ({"num_random": 0, "num_focal": 0}, "0 random and 0 focal anchors"),
         ({"num_random": -1}, "-1 random"),

@@ -22,9 +22,9 @@ SLEEP = 0.02
 def slow(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     real = getattr(loader, name)
 
-    def sleeping(*args: Any) -> Any:
+    def sleeping(*args: Any, **named: Any) -> Any:
         time.sleep(SLEEP)
-        return real(*args)
+        return real(*args, **named)
 
     if name == "apply":
         monkeypatch.setattr(loader, "view_function", lambda _: sleeping)

@@ -320,3 +320,19 @@ def test_the_optimizer_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(net.state_dict()[k], v) for k, v in other.state_dict().items())
     after, other_after = optimizer_tensors(opt, net), optimizer_tensors(other_opt, other)
     assert after.keys() == other_after.keys() and all(torch.equal(after[k], other_after[k]) for k in after)
+
+
+def test_strangers_folders_are_no_debris(folder: Path) -> None:
+    mine = [".tmp-thesis", ".tmp-step-best", ".tmp-0123456789abcdef-copy"]
+    own = [".tmp-0123456789abcdef-7", ".tmp-step-00000004", ".tmp-0123456789abcdef-step-00000004.old"]
+    for name in (*mine, *own):
+        (folder / name).mkdir()
+    save(folder, 9, of(9), keep=2)
+    assert sorted(name for name in os.listdir(folder) if name.startswith(".tmp-")) == sorted(mine)
+
+
+def test_the_name_of_a_deletion_cannot_be_guessed(folder: Path) -> None:
+    oldest = names(folder)[0]
+    (folder / f".tmp-{oldest}").mkdir()
+    checkpoint._delete(folder / oldest)
+    assert not (folder / oldest).exists() and (folder / f".tmp-{oldest}").is_dir()

@@ -36,6 +36,9 @@ _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # errors o
 _NAME = re.compile(r"step-([0-9]+)(\.old)?")  # `.old`: replaced by one of the same step, and not yet deleted
 
 
+_TEMPORARY = re.compile(r"\.tmp-([0-9a-f]+-)?(step-)?[0-9]+(\.old)?")  # what is being written or deleted
+
+
 class Checkpoint(NamedTuple):
     """Content of a checkpoint: tensors of model and optimizer, and the numbers of the run."""
 
@@ -257,7 +260,7 @@ def _purge(folder: Path, new: Path, keep: int) -> None:
 
 def _delete(path: Path) -> None:
     """Rename, then delete, so that nothing half deleted ever looks like a checkpoint."""
-    gone = path.with_name(f".tmp-{path.name}")
+    gone = path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name}")
     os.rename(path, gone)
     shutil.rmtree(gone, ignore_errors=True)
 
@@ -265,7 +268,8 @@ def _delete(path: Path) -> None:
 def _remove_debris(folder: Path) -> None:
     """Remove the leftovers of a killed save; a checkpoint that it had moved aside gets its name back."""
     for path in folder.glob(".tmp-*"):
-        shutil.rmtree(path, ignore_errors=True)
+        if _TEMPORARY.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob("step-*.old"):
         if not path.with_suffix("").exists():
             os.rename(path, path.with_suffix(""))

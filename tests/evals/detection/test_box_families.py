@@ -13,6 +13,8 @@ from nolabel.data.splits import split_of
 from nolabel.errors import DataError
 from nolabel.evals.detection.box_layouts import scan_boxed, split_file, write_share
 from nolabel.evals.detection.boxes import Boxed, describe_boxed, read_annotated
+from nolabel.evals.detection.coco import scan_coco
+from nolabel.evals.shared.trees import open_tree
 
 W, H = 64, 48
 BOXES = ((0, 8, 8, 16, 16), (1, 32, 16, 24, 24))  # class, x, y, width, height in pixels
@@ -360,3 +362,32 @@ def test_splits_by_name() -> None:
         "default",
     )
     assert [split_of(name) for name in names] == ["train"] * 2 + ["val"] * 4 + ["test"] * 2 + [None] * 3
+
+
+COCO = (
+    '{"images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 20}], "categories": [{"id": 1, "name": "x"}], '
+    '"annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "iscrowd": 0}]}'
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ('"iscrowd": 0', '"iscrowd": "0"', "expected 0 or 1"),
+        ('"iscrowd": 0', '"iscrowd": "false"', "expected 0 or 1"),
+        ('"iscrowd": 0', '"iscrowd": NaN', "expected 0 or 1"),
+        ('"iscrowd": 0', '"iscrowd": 0, "bbox": [0, 0, 9, 9]', "bbox twice"),
+        ('"images"', '"annotations": [], "images"', "annotations twice"),
+        ('"width": 20', '"width": 20.7', "20.7 is no number of pixels"),
+        ('"width": 20', '"width": 1e999', "inf is no number of pixels"),
+    ],
+)
+def test_two_readings_of_a_coco_entry_are_refused(before: str, after: str, words: str, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (20, 20)).save(tmp_path / split / "a.png")
+        (tmp_path / f"instances_{split}.json").write_text(COCO)
+    assert len(scan_coco(open_tree(tmp_path)).splits["val"][0].objects.boxes) == 1
+    (tmp_path / "instances_val.json").write_text(COCO.replace(before, after))
+    with pytest.raises(DataError, match=words):
+        scan_coco(open_tree(tmp_path))

@@ -3,6 +3,7 @@
 import json
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,8 +111,10 @@ def scan_coco(tree: Tree) -> Boxed:
 def load_coco(text: str, name: str) -> dict[str, Any]:
     """The content of a COCO file with its three lists. Raises DataError for another file."""
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_read_once)
         missing = [key for key in LISTS if not isinstance(content[key], list)]
+    except DataError as error:
+        raise DataError(f"{printable(name)}: {error}") from None
     except KeyError as error:
         missing = [str(error.args[0])]
     except (ValueError, TypeError, RecursionError):
@@ -123,6 +126,31 @@ def load_coco(text: str, name: str) -> dict[str, Any]:
         )
     loaded: dict[str, Any] = content
     return loaded
+
+
+def _read_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of JSON. DataError for a key that is given twice: no reader of JSON agrees on which one counts."""
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = [printable(key)[:40] for key, count in counts.items() if count > 1]
+        raise DataError(f"an entry gives {', '.join(twice[:4])} twice: expected every key once.")
+    return mapping
+
+
+def _is_crowd(one: Mapping[str, Any], picture: str) -> bool:
+    """The mark of a group of objects. DataError for what is neither 0 nor 1, such as the text "0"."""
+    value = one.get("iscrowd") or 0
+    if value not in (0, 1):
+        where = f"{printable(picture)}, annotation {one.get('id')}"
+        raise DataError(f"{where}, has iscrowd {printable(repr(value))[:40]}: expected 0 or 1.")
+    return bool(value)
+
+
+def _side(value: Any) -> int:
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError(f"{value} is no number of pixels")
+    return int(value)
 
 
 def entries(content: Mapping[str, Any], kind: str, keys: Sequence[str], name: str) -> dict[Id, Mapping[str, Any]]:
@@ -243,7 +271,7 @@ def _annotated(
     # COCO itself has two boxes without width
     used = [(label, one) for label, one in annotations if one["bbox"][2] != 0 and one["bbox"][3] != 0]
     try:
-        size = int(image["height"]), int(image["width"])
+        size = _side(image["height"]), _side(image["width"])
         boxes = [(x, y, x + w, y + h) for x, y, w, h in (tuple(map(float, one["bbox"])) for _, one in used)]
     except (TypeError, ValueError, OverflowError) as error:
         where = f"{printable(name)} has an entry that can't be read, of {printable(picture)}"
@@ -254,7 +282,7 @@ def _annotated(
     objects = make_objects(
         boxes,
         [label for label, _ in used],
-        [bool(one.get("iscrowd", 0)) for _, one in used],
+        [_is_crowd(one, picture) for _, one in used],
         [one["segmentation"] for _, one in used] if outlined else None,
         size,
         printable(picture),

@@ -20,6 +20,7 @@ def program(name: str, *options: str, seconds: float) -> "subprocess.CompletedPr
     return ended
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork and /proc")
 def test_a_dozen_kills() -> None:
     ended = program("kills.py", "--kills", "12", "--runs", "2", seconds=280)

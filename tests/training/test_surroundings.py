@@ -53,6 +53,7 @@ def trained(out: Path, settings: dict[str, Any], place: dict[str, str], back: in
     return (out / "weights" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_everywhere(tiny: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
     settings = tiny | {"data": str(pictures / "train"), "steps": 2, "log_every": 1}
     weights = {name: trained(tmp_path / name, settings, place) for name, place in PLACES.items()}

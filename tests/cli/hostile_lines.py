@@ -1,6 +1,6 @@
 """Hostile command lines: every command with values that nobody meant. No exit code may be 1, which is a bug of nolabel.
 
-`python tests/cli/fuzz.py SEED NUMBER` prints what it finds, in a process of its own.
+`python tests/cli/hostile_lines.py SEED NUMBER` prints what it finds, in a process of its own.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""No command line ends as a bug does: fuzz.py makes them."""
+"""No command line ends as a bug does: hostile_lines.py makes them."""
 
 import sys
 from pathlib import Path
@@ -9,12 +9,12 @@ from nolabel.cli.show import _distinct
 from nolabel.evals import protocol
 
 sys.path.insert(0, str(Path(__file__).parent))
-import fuzz
+import hostile_lines
 
 
 def bugs(seed: int, number: int, folder: Path) -> list[str]:
-    inputs = fuzz.make_inputs(folder)
-    cases = (fuzz.run(line) for line in fuzz.command_lines(seed, number, inputs, folder))
+    inputs = hostile_lines.make_inputs(folder)
+    cases = (hostile_lines.run(line) for line in hostile_lines.command_lines(seed, number, inputs, folder))
     return [f"{case.args}: {case.code}, {case.words[-300:]}" for case in cases if case.is_bug()]
 
 
@@ -51,9 +51,9 @@ CASES = [
 @pytest.mark.parametrize(("line", "code", "words"), CASES)
 def test_what_it_has_found(line: str, code: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    inputs = fuzz.make_inputs(tmp_path)
+    inputs = hostile_lines.make_inputs(tmp_path)
     image, out = f"{inputs['labelled']}/val/a/0.png", str(tmp_path / "out")
-    case = fuzz.run(line.format(image=image, out=out, data=inputs["labelled"]).split())
+    case = hostile_lines.run(line.format(image=image, out=out, data=inputs["labelled"]).split())
     assert case.code == code and words in case.words and "internal error" not in case.words
 
 
@@ -66,7 +66,9 @@ def test_a_result_that_cannot_be_written_is_printed(
     monkeypatch.setattr(protocol, "write_result", full)
     more = f"--out {tmp_path}/r.json --json --image-size 32 --no-floor --no-cache --device cpu".split()
     with pytest.raises(SystemExit) as caught:
-        fuzz.main(["eval", "knn", "random:test_resnet", fuzz.make_inputs(tmp_path)["labelled"], *more])
+        hostile_lines.main(
+            ["eval", "knn", "random:test_resnet", hostile_lines.make_inputs(tmp_path)["labelled"], *more]
+        )
     out, err = capsys.readouterr()
     assert caught.value.code == 74 and '"metrics"' in out and "No space left" in err
 

@@ -83,7 +83,7 @@ def num_values(name: str) -> int:
 
 
 def check(name: str) -> list[str]:
-    """What is wrong with the Features of a network at each size that it takes, with values; empty if nothing is."""
+    """Faults in the Features of a network, with values, at each size that it takes; empty if there are none."""
     torch.manual_seed(0)
     own = own_size(build_without_values(name, {}), {})
     sizes = sorted({*SIZES, own} if own <= max(SIZES) else SIZES)

@@ -1,4 +1,4 @@
-"""What a program finds as it was after it has called nolabel."""
+"""The state of a program (threads, random numbers, modes of torch) is the same after a call of nolabel."""
 
 import signal
 import threading

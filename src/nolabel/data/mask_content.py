@@ -1,4 +1,4 @@
-"""Masks recognised by their pixels, where names alone leave it open. A few files are opened, and none where names decide."""
+"""Masks recognised by their pixels where names leave it open. A few files are opened, none where names decide."""
 
 import os
 import posixpath
